@@ -1,0 +1,6 @@
+//! karrow: one binary between Apache Kafka and everything that speaks Redis.
+//!
+//! The map, in reading order.
+
+pub mod config;
+pub mod error;

@@ -2,5 +2,7 @@
 //!
 //! The map, in reading order.
 
+pub mod app;
+pub mod banner;
 pub mod config;
 pub mod error;

@@ -195,6 +195,11 @@ impl KafkaConfig {
         }
     }
 
+    /// Where the producer, and all that asks for metadata, connects.
+    pub fn bootstrap_servers(&self) -> &str {
+        self.producer.get(BOOTSTRAP_SERVERS).map_or(BROKERS, String::as_str)
+    }
+
     fn choose_brokers(&mut self, brokers: Option<&str>, warnings: &mut Vec<Warning>) -> Result<()> {
         match brokers {
             Some(brokers) if brokers.split(',').all(|broker| broker.trim().is_empty()) => {

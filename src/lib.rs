@@ -4,5 +4,7 @@
 
 pub mod app;
 pub mod banner;
+pub mod cli;
 pub mod config;
 pub mod error;
+pub mod kafka;

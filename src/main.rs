@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind as UsageErrorKind;
-use karrow::config::flags::{Cli, Command, LogFormat, ServeFlags};
-use karrow::config::{Config, LogConfig, Warning};
+use karrow::config::flags::{Cli, Command, LogFormat, ServeFlags, TopicsFlags};
+use karrow::config::{Config, KafkaConfig, LogConfig, Warning};
 use karrow::error::{Error, ErrorKind, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -14,9 +14,9 @@ use tracing_subscriber::EnvFilter;
 /// `EX_USAGE` of sysexits.h: the command line or a file it names is wrong.
 const EXIT_USAGE: u8 = 64;
 
-/// What libraries log at info that only their own developers want to see.
+/// Libraries that log each error before they return it: karrow reports it, once.
 const QUIET: &str =
-    "tansu_broker=warn,tansu_storage=warn,tansu_service=warn,tansu_sans_io=warn,rama=warn";
+    "tansu_broker=off,tansu_storage=off,tansu_service=off,tansu_sans_io=off,rama=off";
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Command::Serve(flags) => serve(flags),
-        Command::Topics(_) => Err(Failure::Runtime(Error::invalid("soon"))),
+        Command::Topics(flags) => topics(flags),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -65,6 +65,19 @@ fn serve(flags: ServeFlags) -> Result<(), Failure> {
             .map_err(|error| internal("cannot watch signals", &error))?;
         karrow::app::serve(config, shutdown).await.map_err(Failure::Runtime)
     })
+}
+
+fn topics(flags: TopicsFlags) -> Result<(), Failure> {
+    let (kafka, warnings) =
+        KafkaConfig::load(&flags.files, flags.brokers.as_deref()).map_err(Failure::Usage)?;
+    for warning in warnings {
+        eprintln!("karrow: warning: {warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| internal("cannot start", &error))?;
+    runtime.block_on(karrow::cli::topics::run(flags, kafka)).map_err(Failure::Runtime)
 }
 
 fn internal(what: &str, error: &std::io::Error) -> Failure {

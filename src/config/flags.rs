@@ -48,15 +48,15 @@ pub struct ServeFlags {
 #[derive(Debug, Args)]
 pub struct TopicsFlags {
     /// Configuration file: *.json is librdkafka's, *.toml is karrow's; one of each at most
+    // Short only: `--config` is a topic's setting here, as in Kafka's own tools.
     #[arg(
-        short,
-        long,
+        short = 'c',
         value_name = "FILE",
         env = "KARROW_CONFIG",
         value_delimiter = ',',
         global = true
     )]
-    pub config: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
 
     /// Kafka's addresses [default: localhost:9092]
     #[arg(long, value_name = "HOST:PORT,…", env = "KARROW_BROKERS", global = true)]

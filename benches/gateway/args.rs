@@ -74,7 +74,9 @@ impl Args {
                 "--self-test" => args.self_test = true,
                 "--help" | "-h" => args.help = true,
                 option => {
-                    let value = words.next().ok_or_else(|| format!("{option} is unknown or needs a value"))?;
+                    let value = words
+                        .next()
+                        .ok_or_else(|| format!("{option} is unknown or needs a value"))?;
                     args.set(option, &value)?;
                 }
             }
@@ -98,7 +100,8 @@ impl Args {
             self_test: false,
             help: false,
             bench: false,
-            karrow: std::env::var_os("KARROW_BIN").map_or_else(|| env!("CARGO_BIN_EXE_karrow").into(), PathBuf::from),
+            karrow: std::env::var_os("KARROW_BIN")
+                .map_or_else(|| env!("CARGO_BIN_EXE_karrow").into(), PathBuf::from),
         }
     }
 
@@ -121,7 +124,11 @@ impl Args {
                     "free" => Place::Free,
                     "apart" => Place::Apart,
                     "together" => Place::Together,
-                    _ => return Err(format!("--place takes free, apart or together, not {value:?}")),
+                    _ => {
+                        return Err(format!(
+                            "--place takes free, apart or together, not {value:?}"
+                        ));
+                    }
                 };
                 return Ok(());
             }

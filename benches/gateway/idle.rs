@@ -7,7 +7,7 @@ use crate::resp::{Client, Reply};
 use crate::server::{Footprint, Kind, Server, eventually};
 use crate::sys;
 
-const TOPIC: &str = "bench-idle";
+pub const TOPIC: &str = "bench-idle";
 
 /// How long to let the server settle before each sample, and how long to sample.
 #[derive(Clone, Copy)]

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Output, Stdio};
 
 use crate::Result;
 use crate::server::{Process, free_addr};
@@ -21,19 +21,22 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// Formats a log directory under `dir` and starts a broker on a free port. Topics are created as they are used,
-    /// with one partition.
-    pub fn start(dir: &Path) -> Result<Self> {
+    /// Formats a log directory under `dir`, starts a broker on a free port and creates `topics`, each with one
+    /// partition.
+    pub fn start(dir: &Path, topics: &[&str]) -> Result<Self> {
         let version = version()?;
         let jars = jars(&version)?.join("*");
         let (addr, controller) = (free_addr()?, free_addr()?);
         let home = dir.join("kafka");
         fs::create_dir_all(&home).map_err(|why| format!("{}: {why}", home.display()))?;
-        let settings = write(&home.join("server.properties"), &properties(&home, addr, controller))?;
+        let settings =
+            write(&home.join("server.properties"), &properties(&home, addr, controller))?;
 
         let mut format = Command::new("java");
         format.args(["-Xmx128m", "-cp"]).arg(&jars).arg("kafka.tools.StorageTool");
-        format.args(["format", "-t", "a2Fycm93LWJlbmNobWFyaw", "--standalone", "-c"]).arg(&settings);
+        format
+            .args(["format", "-t", "a2Fycm93LWJlbmNobWFyaw", "--standalone", "-c"])
+            .arg(&settings);
         run("formatting Kafka's log directory", format)?;
 
         let mut serve = Command::new("java");
@@ -42,8 +45,27 @@ impl Kafka {
         serve.arg("-cp").arg(&jars).arg("kafka.Kafka").arg(&settings).current_dir(&home);
         let mut process = Process::spawn("kafka", dir, serve)?;
         process.await_log("Kafka Server started")?;
+        create(topics, addr, &jars)?;
         Ok(Self { addr, version, _process: process })
     }
+}
+
+/// Each topic is a Java program's start, so they run beside one another.
+fn create(topics: &[&str], addr: SocketAddr, jars: &Path) -> Result<()> {
+    let tools = topics.iter().map(|topic| {
+        let mut tool = Command::new("java");
+        tool.args(["-Xmx128m", "-XX:TieredStopAtLevel=1", "-cp"]).arg(jars);
+        tool.args(["org.apache.kafka.tools.TopicCommand", "--create", "--topic", topic]);
+        tool.args(["--partitions", "1", "--bootstrap-server", &addr.to_string()]);
+        let what = format!("creating the topic {topic}");
+        let spawned =
+            tool.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        (what, tool, spawned)
+    });
+    for (what, tool, spawned) in tools.collect::<Vec<_>>() {
+        check(&what, &tool, spawned.and_then(Child::wait_with_output))?;
+    }
+    Ok(())
 }
 
 fn properties(home: &Path, addr: SocketAddr, controller: SocketAddr) -> String {
@@ -57,7 +79,7 @@ fn properties(home: &Path, addr: SocketAddr, controller: SocketAddr) -> String {
          controller.quorum.bootstrap.servers={controller}\n\
          log.dirs={}\n\
          num.partitions=1\n\
-         auto.create.topics.enable=true\n\
+         auto.create.topics.enable=false\n\
          offsets.topic.replication.factor=1\n\
          transaction.state.log.replication.factor=1\n\
          transaction.state.log.min.isr=1\n\
@@ -71,7 +93,10 @@ fn properties(home: &Path, addr: SocketAddr, controller: SocketAddr) -> String {
 
 fn version() -> Result<String> {
     let pom = fs::read_to_string(POM).map_err(|why| format!("{POM}: {why}"))?;
-    let version = pom.split("<artifactId>kafka_2.13</artifactId><version>").nth(1).and_then(|rest| rest.split('<').next());
+    let version = pom
+        .split("<artifactId>kafka_2.13</artifactId><version>")
+        .nth(1)
+        .and_then(|rest| rest.split('<').next());
     version.map(str::to_owned).ok_or_else(|| format!("{POM} names no version of kafka_2.13"))
 }
 
@@ -82,19 +107,33 @@ fn jars(version: &str) -> Result<PathBuf> {
     let folder = cache.join("jars").join("kafka");
     let lib = folder.join("lib");
     let fetched = lib.join(".fetched");
-    let io = |path: &Path| { let path = path.display().to_string(); move |why: io::Error| format!("{path}: {why}") };
+    let io = |path: &Path| {
+        let path = path.display().to_string();
+        move |why: io::Error| format!("{path}: {why}")
+    };
 
     fs::create_dir_all(&folder).map_err(io(&folder))?;
     let lock = folder.join(".lock");
-    let lock = fs::File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(io(&lock))?;
+    let lock =
+        fs::File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(io(&lock))?;
     let complete = fetched.exists() || folder.join(".stamp").exists();
     if !complete || !lib.join(format!("kafka_2.13-{version}.jar")).exists() {
-        eprintln!("gateway bench: fetching Apache Kafka {version} through Maven into {}", folder.display());
+        eprintln!(
+            "gateway bench: fetching Apache Kafka {version} through Maven into {}",
+            folder.display()
+        );
         if lib.exists() {
             fs::remove_dir_all(&lib).map_err(io(&lib))?;
         }
         let mut maven = Command::new("mvn");
-        maven.args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", "-f", POM]);
+        maven.args([
+            "-q",
+            "-B",
+            "dependency:copy-dependencies",
+            "-DincludeScope=runtime",
+            "-f",
+            POM,
+        ]);
         maven.arg(format!("-Dmaven.repo.local={}", cache.join("m2").display()));
         maven.arg(format!("-DoutputDirectory={}", lib.display()));
         run("fetching Kafka's jars", maven)?;
@@ -117,11 +156,17 @@ fn write(path: &Path, text: &str) -> Result<PathBuf> {
 }
 
 fn run(what: &str, mut command: Command) -> Result<()> {
-    let program = command.get_program().display().to_string();
-    let output = command.output().map_err(|why| format!("{what}: {program}: {why}"))?;
+    let output = command.output();
+    check(what, &command, output)
+}
+
+fn check(what: &str, command: &Command, output: io::Result<Output>) -> Result<()> {
+    let program = command.get_program().display();
+    let output = output.map_err(|why| format!("{what}: {program}: {why}"))?;
     if output.status.success() {
         return Ok(());
     }
     let said = [output.stdout, output.stderr].concat();
-    Err(format!("{what}: {program} ended with {}:\n{}", output.status, String::from_utf8_lossy(&said)))
+    let said = String::from_utf8_lossy(&said);
+    Err(format!("{what}: {program} ended with {}:\n{said}", output.status))
 }

@@ -49,8 +49,11 @@ pub fn drive(
     }
     let (began, cpu_before) = (Instant::now(), sys::cpu_of_self());
     run.finish()?;
-    let outcome =
-        Outcome { requests, wall: began.elapsed(), generator_cpu: sys::cpu_of_self().saturating_sub(cpu_before) };
+    let outcome = Outcome {
+        requests,
+        wall: began.elapsed(),
+        generator_cpu: sys::cpu_of_self().saturating_sub(cpu_before),
+    };
     let streams: Vec<_> = run.lanes.into_iter().map(|lane| lane.stream).collect();
     for stream in &streams {
         stream.set_nonblocking(false).map_err(|why| format!("blocking mode: {why}"))?;
@@ -94,14 +97,20 @@ impl Run {
         let mut ready = Vec::with_capacity(self.lanes.len());
         let mut last_reply = Instant::now();
         while self.missing > 0 {
-            self.epoll.wait(Duration::from_millis(500), &mut ready).map_err(|why| format!("epoll: {why}"))?;
+            self.epoll
+                .wait(Duration::from_millis(500), &mut ready)
+                .map_err(|why| format!("epoll: {why}"))?;
             if sys::interrupted() {
                 return Err("interrupted".to_owned());
             }
             if !ready.is_empty() {
                 last_reply = Instant::now();
             } else if last_reply.elapsed() > STALL {
-                return Err(format!("{} replies still missing, none for {} s", self.missing, STALL.as_secs()));
+                return Err(format!(
+                    "{} replies still missing, none for {} s",
+                    self.missing,
+                    STALL.as_secs()
+                ));
             }
             for &token in &ready {
                 self.serve(token)?;
@@ -116,15 +125,20 @@ impl Run {
         }
         let lane = &mut self.lanes[token];
         match lane.stream.read(&mut self.buffer) {
-            Ok(0) => Err(format!("connection {token} was closed with {} replies missing", self.missing)),
+            Ok(0) => {
+                Err(format!("connection {token} was closed with {} replies missing", self.missing))
+            }
             Ok(count) => {
                 let replies = lane.replies.feed(&self.buffer[..count])?;
-                lane.awaited = lane
-                    .awaited
-                    .checked_sub(replies)
-                    .ok_or_else(|| format!("connection {token} got more replies than it sent requests"))?;
+                lane.awaited = lane.awaited.checked_sub(replies).ok_or_else(|| {
+                    format!("connection {token} got more replies than it sent requests")
+                })?;
                 self.missing -= replies;
-                if lane.awaited == 0 && lane.sent == self.batch.len() { self.next_batch(token) } else { Ok(()) }
+                if lane.awaited == 0 && lane.sent == self.batch.len() {
+                    self.next_batch(token)
+                } else {
+                    Ok(())
+                }
             }
             Err(why) if again(&why) => Ok(()),
             Err(why) => Err(format!("reading connection {token}: {why}")),
@@ -153,7 +167,9 @@ impl Run {
         let blocked = lane.sent < self.batch.len();
         if blocked != lane.blocked {
             lane.blocked = blocked;
-            self.epoll.modify(&lane.stream, token, blocked).map_err(|why| format!("epoll: {why}"))?;
+            self.epoll
+                .modify(&lane.stream, token, blocked)
+                .map_err(|why| format!("epoll: {why}"))?;
         }
         Ok(())
     }

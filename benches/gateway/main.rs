@@ -112,7 +112,7 @@ fn run(args: &Args) -> Result<()> {
 }
 
 fn measure(args: &Args, dir: &Path) -> Result<()> {
-    let kafka = Kafka::start(dir)?;
+    let kafka = Kafka::start(dir, &[work::PUSH_TOPIC, work::POP_TOPIC, idle::TOPIC])?;
     let cores = place(args.place)?;
     let redis = |name| Recipe {
         kind: Kind::Redis,
@@ -143,8 +143,12 @@ fn measure(args: &Args, dir: &Path) -> Result<()> {
     let idle = if args.wants("idle") { measure_idle(args, &recipes)? } else { String::new() };
 
     println!("{}; Apache Kafka {}", machine(&recipes), kafka.version);
-    println!("{} rounds, messages of {} bytes, placement {:?}\n", args.pairs, args.message_bytes, args.place);
-    for text in [table::ratios(&rows), loads.absolute, idle].iter().filter(|text| !text.is_empty()) {
+    println!(
+        "{} rounds, messages of {} bytes, placement {:?}\n",
+        args.pairs, args.message_bytes, args.place
+    );
+    for text in [table::ratios(&rows), loads.absolute, idle].iter().filter(|text| !text.is_empty())
+    {
         println!("{text}");
     }
     Ok(())
@@ -155,8 +159,12 @@ fn place(place: Place) -> Result<Vec<usize>> {
     let cores = sys::cores().map_err(|why| format!("asking for the cores: {why}"))?;
     let (own, servers) = match (place, cores.as_slice()) {
         (Place::Free, all) => (all, all),
-        (Place::Apart, [first, others @ ..]) if !others.is_empty() => (std::slice::from_ref(first), others),
-        (Place::Together, [first, ..]) => (std::slice::from_ref(first), std::slice::from_ref(first)),
+        (Place::Apart, [first, others @ ..]) if !others.is_empty() => {
+            (std::slice::from_ref(first), others)
+        }
+        (Place::Together, [first, ..]) => {
+            (std::slice::from_ref(first), std::slice::from_ref(first))
+        }
         _ => return Err("--place apart needs two cores".to_owned()),
     };
     sys::stay_on(own).map_err(|why| format!("staying on cores {own:?}: {why}"))?;
@@ -176,7 +184,12 @@ struct Loads {
 }
 
 fn measure_loads(args: &Args, recipes: &Round<Recipe>) -> Result<Loads> {
-    let push = |pipeline, requests| Push { connections: 50, pipeline, requests, message_bytes: args.message_bytes };
+    let push = |pipeline, requests| Push {
+        connections: 50,
+        pipeline,
+        requests,
+        message_bytes: args.message_bytes,
+    };
     let pop = |pipeline, requests| Pop { pipeline, requests, message_bytes: args.message_bytes };
     let pushes = [
         ("rpushx-p16", &PUSH_P16_CPU, push(16, args.rpushx_p16_requests)),
@@ -208,7 +221,9 @@ fn measure_loads(args: &Args, recipes: &Round<Recipe>) -> Result<Loads> {
         largest.prefill_topic(&servers.subject)?;
     }
     for (name, ops, cpu, pop) in pops {
-        let rounds = rounds(name, args.pairs, &servers, |server, round| pop.measure(server, &format!("{name}-{round}")))?;
+        let rounds = rounds(name, args.pairs, &servers, |server, round| {
+            pop.measure(server, &format!("{name}-{round}"))
+        })?;
         loads.rows.extend(Row::new(ops, &rounds, |sample| sample.ops_per_second));
         loads.rows.extend(Row::new(cpu, &rounds, |sample| sample.cpu_micros));
         loads.absolute += &table::absolute(name, &rounds);
@@ -226,11 +241,18 @@ fn rounds(
 ) -> Result<Vec<Round<Sample>>> {
     let mut rounds = Vec::new();
     for number in 0..=count {
-        let one = |arm: &str, server| measure(server, number).map_err(|why| format!("{name}, {arm}: {why}"));
-        let round = in_turn(number, || one("karrow", &servers.subject), || one("redis", &servers.reference), || {
-            one("redis again", &servers.noise)
-        })?;
-        let say = |sample: Sample| format!("{}/s {:.2} µs", table::thousands(sample.ops_per_second), sample.cpu_micros);
+        let one = |arm: &str, server| {
+            measure(server, number).map_err(|why| format!("{name}, {arm}: {why}"))
+        };
+        let round = in_turn(
+            number,
+            || one("karrow", &servers.subject),
+            || one("redis", &servers.reference),
+            || one("redis again", &servers.noise),
+        )?;
+        let say = |sample: Sample| {
+            format!("{}/s {:.2} µs", table::thousands(sample.ops_per_second), sample.cpu_micros)
+        };
         eprintln!(
             "{name} {number}/{count}: karrow {} · redis {} · again {}",
             say(round.subject),
@@ -271,9 +293,14 @@ fn measure_starts(args: &Args, recipes: &Round<Recipe>) -> Result<Option<Row>> {
         })
         .collect::<Result<Vec<_>>>()?;
     let millis = |of: fn(&Round<std::time::Duration>) -> std::time::Duration| {
-        table::Spread::of(rounds.iter().map(|round| of(round).as_secs_f64() * 1e3)).map_or(0.0, |spread| spread.median)
+        table::Spread::of(rounds.iter().map(|round| of(round).as_secs_f64() * 1e3))
+            .map_or(0.0, |spread| spread.median)
     };
-    eprintln!("start: karrow {:.1} ms · redis {:.1} ms", millis(|round| round.subject), millis(|round| round.reference));
+    eprintln!(
+        "start: karrow {:.1} ms · redis {:.1} ms",
+        millis(|round| round.subject),
+        millis(|round| round.reference)
+    );
     Ok(Row::new(&START, &rounds, |elapsed| elapsed.as_secs_f64()))
 }
 

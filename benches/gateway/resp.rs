@@ -57,7 +57,10 @@ impl Client {
     pub fn send(&mut self, arguments: &[&str]) -> Result<()> {
         let mut request = Vec::new();
         encode(arguments, &mut request);
-        self.reader.get_mut().write_all(&request).map_err(|why| format!("{}: {why}", arguments.join(" ")))
+        self.reader
+            .get_mut()
+            .write_all(&request)
+            .map_err(|why| format!("{}: {why}", arguments.join(" ")))
     }
 
     /// Sends QUIT and waits for the server to close, so that whatever the session held is free.
@@ -91,7 +94,9 @@ impl Client {
             },
             "*" => match number(rest)? {
                 ..0 => Ok(Reply::Null),
-                count => (0..count).map(|_| self.receive()).collect::<Result<_>>().map(Reply::Array),
+                count => {
+                    (0..count).map(|_| self.receive()).collect::<Result<_>>().map(Reply::Array)
+                }
             },
             _ => Err(format!("not a reply: {line:?}")),
         }
@@ -188,8 +193,12 @@ impl ReplyCounter {
 fn length(digits: &[u8]) -> Result<i64> {
     match digits {
         // Short and without a sign, as nearly all are: no need to check for UTF-8 first.
-        [first @ b'0'..=b'9', rest @ ..] if rest.len() < 18 && rest.iter().all(u8::is_ascii_digit) => {
-            Ok(rest.iter().fold(i64::from(first - b'0'), |sum, digit| sum * 10 + i64::from(digit - b'0')))
+        [first @ b'0'..=b'9', rest @ ..]
+            if rest.len() < 18 && rest.iter().all(u8::is_ascii_digit) =>
+        {
+            Ok(rest
+                .iter()
+                .fold(i64::from(first - b'0'), |sum, digit| sum * 10 + i64::from(digit - b'0')))
         }
         _ => number(&String::from_utf8_lossy(digits)),
     }
@@ -203,7 +212,9 @@ pub fn self_check() -> Result<()> {
         let mut counter = ReplyCounter::default();
         let count = counter.feed(&replies[..cut])? + counter.feed(&replies[cut..])?;
         if count != 7 {
-            return Err(format!("the reply counter counted {count} of 7 replies, cut at byte {cut}"));
+            return Err(format!(
+                "the reply counter counted {count} of 7 replies, cut at byte {cut}"
+            ));
         }
     }
     for refused in ["-ERR no\r\n", "*-1\r\n", "$-1\r\n", "?\r\n"] {

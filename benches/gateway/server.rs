@@ -18,7 +18,11 @@ const STOP: Duration = Duration::from_secs(10);
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `fact` gives a value; `what` names it when the deadline passes.
-pub fn eventually<T>(what: &str, deadline: Duration, mut fact: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn eventually<T>(
+    what: &str,
+    deadline: Duration,
+    mut fact: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let began = Instant::now();
     loop {
         if let Some(value) = fact()? {
@@ -55,12 +59,10 @@ impl Process {
         let out = fs::File::create(&log).map_err(|why| format!("{}: {why}", log.display()))?;
         let err = out.try_clone().map_err(|why| format!("{}: {why}", log.display()))?;
         sys::bind_to_parent(&mut command);
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(out)
-            .stderr(err)
-            .spawn()
-            .map_err(|why| format!("starting {name} ({}): {why}", command.get_program().display()))?;
+        let child =
+            command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().map_err(|why| {
+                format!("starting {name} ({}): {why}", command.get_program().display())
+            })?;
         Ok(Self { name: name.to_owned(), child, log })
     }
 
@@ -72,7 +74,9 @@ impl Process {
     /// Waits until the log has a line with `text`.
     pub fn await_log(&mut self, text: &str) -> Result<()> {
         let log = self.log.clone();
-        self.await_ready(|| fs::read(&log).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(text)))
+        self.await_ready(|| {
+            fs::read(&log).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(text))
+        })
     }
 
     fn await_ready(&mut self, ready: impl Fn() -> bool) -> Result<()> {
@@ -82,7 +86,13 @@ impl Process {
             Ok(Some(status)) => Err(format!("{} ended with {status}", self.name)),
             Err(why) => Err(format!("waiting for {}: {why}", self.name)),
         })
-        .map_err(|why| if sys::interrupted() { why } else { format!("{why}; it last said:\n{}", self.last_words()) })
+        .map_err(|why| {
+            if sys::interrupted() {
+                why
+            } else {
+                format!("{why}; it last said:\n{}", self.last_words())
+            }
+        })
     }
 
     fn is_running(&mut self) -> bool {
@@ -118,7 +128,9 @@ impl Process {
         let field = |name: &str| {
             status
                 .lines()
-                .find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse::<u64>().ok())
+                .find_map(|line| {
+                    line.strip_prefix(name)?.split_whitespace().next()?.parse::<u64>().ok()
+                })
                 .ok_or_else(|| format!("{path} has no {name}"))
         };
         let fds = format!("/proc/{}/fd", self.pid());
@@ -151,7 +163,11 @@ impl Drop for Process {
         }
         sys::terminate(self.pid());
         if !self.ended_within(STOP) {
-            eprintln!("gateway bench: {} ignored SIGTERM for {} s and is killed", self.name, STOP.as_secs());
+            eprintln!(
+                "gateway bench: {} ignored SIGTERM for {} s and is killed",
+                self.name,
+                STOP.as_secs()
+            );
             drop(self.child.kill());
             drop(self.child.wait());
         }
@@ -192,11 +208,30 @@ impl Recipe {
         let port = addr.port().to_string();
         command.current_dir(&self.dir);
         match self.kind {
-            Kind::Redis => command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]),
+            Kind::Redis => command.args([
+                "--port",
+                &port,
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+            ]),
             Kind::Karrow => {
-                let brokers = self.brokers.ok_or("karrow is measured with a broker, and none was started")?;
+                let brokers =
+                    self.brokers.ok_or("karrow is measured with a broker, and none was started")?;
                 let http = free_addr()?.port().to_string();
-                command.args(["serve", "--host", "127.0.0.1", "-p", &port, "--http-port", &http, "--brokers"]);
+                command.args([
+                    "serve",
+                    "--host",
+                    "127.0.0.1",
+                    "-p",
+                    &port,
+                    "--http-port",
+                    &http,
+                    "--brokers",
+                ]);
                 command.arg(brokers.to_string())
             }
         };
@@ -225,7 +260,11 @@ impl Recipe {
                 break began.elapsed();
             }
             if !process.is_running() || began.elapsed() > START || sys::interrupted() {
-                return Err(format!("{}: no PONG; it last said:\n{}", self.name, process.last_words()));
+                return Err(format!(
+                    "{}: no PONG; it last said:\n{}",
+                    self.name,
+                    process.last_words()
+                ));
             }
             std::thread::sleep(Duration::from_micros(50));
         };

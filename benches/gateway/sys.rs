@@ -46,7 +46,9 @@ pub fn cores() -> io::Result<Vec<usize>> {
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         match libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) {
-            0 => Ok((0..libc::CPU_SETSIZE as usize).filter(|&core| libc::CPU_ISSET(core, &set)).collect()),
+            0 => Ok((0..libc::CPU_SETSIZE as usize)
+                .filter(|&core| libc::CPU_ISSET(core, &set))
+                .collect()),
             _ => Err(io::Error::last_os_error()),
         }
     }
@@ -131,11 +133,19 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_MOD, socket, token, writable)
     }
 
-    fn control(&self, operation: libc::c_int, socket: &impl AsRawFd, token: usize, writable: bool) -> io::Result<()> {
+    fn control(
+        &self,
+        operation: libc::c_int,
+        socket: &impl AsRawFd,
+        token: usize,
+        writable: bool,
+    ) -> io::Result<()> {
         let interest = if writable { libc::EPOLLIN | libc::EPOLLOUT } else { libc::EPOLLIN };
         let mut event = libc::epoll_event { events: interest as u32, u64: token as u64 };
         // SAFETY: both descriptors are open and `event` outlives the call.
-        match unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), operation, socket.as_raw_fd(), &mut event) } {
+        match unsafe {
+            libc::epoll_ctl(self.fd.as_raw_fd(), operation, socket.as_raw_fd(), &mut event)
+        } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }

@@ -22,7 +22,11 @@ impl Spread {
         sorted.sort_by(f64::total_cmp);
         let (min, max) = (*sorted.first()?, *sorted.last()?);
         let middle = sorted.len() / 2;
-        let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
+        let median = if sorted.len() % 2 == 1 {
+            sorted[middle]
+        } else {
+            (sorted[middle - 1] + sorted[middle]) / 2.0
+        };
         Some(Self { median, min, max })
     }
 }
@@ -70,8 +74,13 @@ pub struct Row {
 
 impl Row {
     /// Ratios of what `of` reads from each arm; `None` without rounds.
-    pub fn new<T>(target: &'static Target, rounds: &[Round<T>], of: impl Fn(&T) -> f64) -> Option<Self> {
-        let ratio = Spread::of(rounds.iter().map(|round| of(&round.subject) / of(&round.reference)))?;
+    pub fn new<T>(
+        target: &'static Target,
+        rounds: &[Round<T>],
+        of: impl Fn(&T) -> f64,
+    ) -> Option<Self> {
+        let ratio =
+            Spread::of(rounds.iter().map(|round| of(&round.subject) / of(&round.reference)))?;
         let noise = Spread::of(rounds.iter().map(|round| of(&round.noise) / of(&round.reference)))?;
         Some(Self { target, ratio, noise })
     }
@@ -109,12 +118,17 @@ pub const ABSOLUTE_HEADING: &str = "| work, medians | karrow | Redis | generator
 
 /// A line of the table of absolute figures: they are this machine's, only ratios travel.
 pub fn absolute(work: &str, rounds: &[Round<Sample>]) -> String {
-    let median = |of: &dyn Fn(&Round<Sample>) -> f64| Spread::of(rounds.iter().map(of)).map_or(0.0, |spread| spread.median);
+    let median = |of: &dyn Fn(&Round<Sample>) -> f64| {
+        Spread::of(rounds.iter().map(of)).map_or(0.0, |spread| spread.median)
+    };
     let arm = |of: fn(&Round<Sample>) -> Sample| {
-        let (ops, cpu) = (median(&|round| of(round).ops_per_second), median(&|round| of(round).cpu_micros));
+        let (ops, cpu) =
+            (median(&|round| of(round).ops_per_second), median(&|round| of(round).cpu_micros));
         format!("{} /s, {cpu:.2} µs", thousands(ops))
     };
-    let share = |of: fn(&Round<Sample>) -> Sample| format!("{:.0} %", 100.0 * median(&|round| of(round).generator_share));
+    let share = |of: fn(&Round<Sample>) -> Sample| {
+        format!("{:.0} %", 100.0 * median(&|round| of(round).generator_share))
+    };
     let mut text = String::new();
     line(
         &mut text,
@@ -149,7 +163,9 @@ pub fn idle(servers: &[(&str, Vec<idle::Sample>)]) -> String {
             );
         }
         if let [.., few, many] = samples.as_slice() {
-            let each = |of: fn(&idle::Sample) -> f64| (of(many) - of(few)) / (many.consumers - few.consumers) as f64;
+            let each = |of: fn(&idle::Sample) -> f64| {
+                (of(many) - of(few)) / (many.consumers - few.consumers) as f64
+            };
             line(
                 &mut text,
                 &[
@@ -175,24 +191,36 @@ fn line(text: &mut String, cells: &[String]) {
 /// 1234567 → "1,234,567".
 pub fn thousands(number: f64) -> String {
     let digits = format!("{number:.0}");
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    let groups: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .filter_map(|group| std::str::from_utf8(group).ok())
+        .collect();
     groups.join(",")
 }
 
 /// What was measured on what: processor, cores, kernel and versions.
 pub fn machine(programs: &[(&str, PathBuf)]) -> String {
     let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1)).unwrap_or("unknown CPU");
+    let model = cpus
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1))
+        .unwrap_or("unknown CPU");
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut text = format!("{model}, {cores} cores, Linux {}", kernel.trim());
     for (name, program) in programs {
-        let output = Command::new(program).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+        let output = Command::new(program)
+            .arg("--version")
+            .output()
+            .map(|output| output.stdout)
+            .unwrap_or_default();
         let said = String::from_utf8_lossy(&output);
-        let version = said.split_whitespace().map(|word| word.trim_start_matches("v=")).find(|word| {
-            word.starts_with(|first: char| first.is_ascii_digit())
-        });
+        let version = said
+            .split_whitespace()
+            .map(|word| word.trim_start_matches("v="))
+            .find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
         let _ = write!(text, "; {name} {}", version.unwrap_or("of unknown version"));
     }
     text

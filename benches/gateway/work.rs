@@ -7,8 +7,8 @@ use crate::load::{Outcome, drive};
 use crate::resp::{Client, Reply, encode};
 use crate::server::{Kind, PATIENCE, Server, eventually};
 
-const PUSH_TOPIC: &str = "bench-push";
-const POP_TOPIC: &str = "bench-pop";
+pub const PUSH_TOPIC: &str = "bench-push";
+pub const POP_TOPIC: &str = "bench-pop";
 
 /// What one run of a work came to.
 #[derive(Clone, Copy)]
@@ -115,7 +115,12 @@ impl Pop {
     /// Fills the topic that every later pop reads from its beginning, each in a group of its own: twice what a run
     /// pops, so that prefetching never meets the end.
     pub fn prefill_topic(&self, server: &Server) -> Result<()> {
-        let fill = Push { connections: 4, pipeline: 64, requests: 2 * self.requests, message_bytes: self.message_bytes };
+        let fill = Push {
+            connections: 4,
+            pipeline: 64,
+            requests: 2 * self.requests,
+            message_bytes: self.message_bytes,
+        };
         fill.drive(server, POP_TOPIC, &mut server.client()?).map(|_| ())
     }
 
@@ -131,8 +136,12 @@ impl Pop {
         };
         let mut client = server.client()?;
         match server.kind {
-            Kind::Karrow => client.call(&["CLIENT", "SETNAME", &format!("{group}:bench")]).map(|_| ())?,
-            Kind::Redis => fill_list(server, POP_TOPIC, self.message_bytes, self.requests + self.pipeline + 1)?,
+            Kind::Karrow => {
+                client.call(&["CLIENT", "SETNAME", &format!("{group}:bench")]).map(|_| ())?
+            }
+            Kind::Redis => {
+                fill_list(server, POP_TOPIC, self.message_bytes, self.requests + self.pipeline + 1)?
+            }
         }
         let first = client.call(&["BLPOP", &key, "0"])?;
         self.check(server.kind, &first)?;
@@ -141,7 +150,8 @@ impl Pop {
         let mut command = Vec::new();
         encode(&["BLPOP", &key, "0"], &mut command);
         let cpu_before = server.process.cpu()?;
-        let (outcome, streams) = drive(vec![client.into_stream()], &command, self.pipeline, self.requests)?;
+        let (outcome, streams) =
+            drive(vec![client.into_stream()], &command, self.pipeline, self.requests)?;
         server.process.await_quiet()?;
         let cpu = server.process.cpu()?.saturating_sub(cpu_before);
 

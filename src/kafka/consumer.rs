@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use rdkafka_sys as sys;
 
 use super::native::{
-    ClientKind, Handle, KafkaCode, Partition, PartitionList, Queue, Wake, c_string, check_error,
+    ClientKind, Event, Handle, KafkaCode, Partition, PartitionList, Queue, Wake, c_string,
+    check_error,
 };
 use super::options::ConsumerOptions;
 use super::record::{Record, topic_of};
@@ -94,7 +95,9 @@ impl RecordQueue {
             sys::rd_kafka_consume_batch_queue(self.queue.ptr(), 0, messages.as_mut_ptr(), TAKE_MAX)
         };
         let count = usize::try_from(count).unwrap_or(0);
-        out.extend(messages.iter().take(count).filter_map(|message| NonNull::new(*message)).map(fetched));
+        out.extend(
+            messages.iter().take(count).filter_map(|message| NonNull::new(*message)).map(fetched),
+        );
     }
 }
 
@@ -117,7 +120,8 @@ impl GroupConsumer {
             | sys::RD_KAFKA_EVENT_FETCH;
         let handle = Handle::new(ClientKind::Consumer, &options.options, mask)?;
         // SAFETY: the client is alive; this lets one queue carry everything.
-        KafkaCode(unsafe { sys::rd_kafka_poll_set_consumer(handle.ptr()) }).check("consumer queue")?;
+        KafkaCode(unsafe { sys::rd_kafka_poll_set_consumer(handle.ptr()) })
+            .check("consumer queue")?;
         let mut events = Queue::of_consumer(&handle)?;
         let mut records = Queue::new(&handle)?;
         records.on_non_empty(on_record);
@@ -126,7 +130,8 @@ impl GroupConsumer {
             topics.iter().map(|topic| Partition::new(topic.clone(), -1, None)).collect();
         let list = PartitionList::new(&wanted)?;
         // SAFETY: client and list are alive.
-        KafkaCode(unsafe { sys::rd_kafka_subscribe(handle.ptr(), list.ptr()) }).check("subscribe")?;
+        KafkaCode(unsafe { sys::rd_kafka_subscribe(handle.ptr(), list.ptr()) })
+            .check("subscribe")?;
         let records = Arc::new(records);
         let queue = RecordQueue { queue: records.clone() };
         Ok((Self { handle, events, records }, queue))
@@ -136,37 +141,43 @@ impl GroupConsumer {
     /// (`max.poll.interval.ms`).
     pub fn next_event(&self) -> Option<ConsumerEvent> {
         while let Some(event) = self.events.poll(0) {
-            let code = event.code();
-            let translated = match event.kind() {
-                sys::RD_KAFKA_EVENT_REBALANCE => match code.0 {
-                    sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
-                        ConsumerEvent::Assigned(event.partitions())
-                    }
-                    sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
-                        // SAFETY: the client is alive.
-                        let lost = unsafe { sys::rd_kafka_assignment_lost(self.handle.ptr()) != 0 };
-                        ConsumerEvent::Revoked { partitions: event.partitions(), lost }
-                    }
-                    // The protocol failed: everything is lost.
-                    _ => ConsumerEvent::Revoked { partitions: self.assignment(), lost: true },
-                },
-                sys::RD_KAFKA_EVENT_OFFSET_COMMIT => match code.0 {
-                    // Nothing was acked since the last commit.
-                    sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__NO_OFFSET => continue,
-                    _ => ConsumerEvent::Committed(committed(code, &event.partitions())),
-                },
-                sys::RD_KAFKA_EVENT_ERROR => self.failure(code, event.is_fatal(), event.error_text()),
-                // Impossible while the forwarding sticks. Passing the message over would lose it with the
-                // next ack, so give up this consumer: its successor starts at the commit.
-                sys::RD_KAFKA_EVENT_FETCH => ConsumerEvent::Fatal(Error::new(
-                    ErrorKind::Internal,
-                    "a message came by the event queue of the consumer",
-                )),
-                _ => continue,
-            };
-            return Some(translated);
+            if let Some(event) = self.translate(&event) {
+                return Some(event);
+            }
         }
         None
+    }
+
+    fn translate(&self, event: &Event) -> Option<ConsumerEvent> {
+        use sys::rd_kafka_resp_err_t::*;
+        let code = event.code();
+        Some(match event.kind() {
+            sys::RD_KAFKA_EVENT_REBALANCE => match code.0 {
+                RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => ConsumerEvent::Assigned(event.partitions()),
+                RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+                    // SAFETY: the client is alive.
+                    let lost = unsafe { sys::rd_kafka_assignment_lost(self.handle.ptr()) != 0 };
+                    ConsumerEvent::Revoked { partitions: event.partitions(), lost }
+                }
+                // The protocol failed: everything is lost.
+                _ => ConsumerEvent::Revoked { partitions: self.assignment(), lost: true },
+            },
+            // Without an offset nothing was acked since the last commit.
+            sys::RD_KAFKA_EVENT_OFFSET_COMMIT if code.0 == RD_KAFKA_RESP_ERR__NO_OFFSET => {
+                return None;
+            }
+            sys::RD_KAFKA_EVENT_OFFSET_COMMIT => {
+                ConsumerEvent::Committed(committed(code, &event.partitions()))
+            }
+            sys::RD_KAFKA_EVENT_ERROR => self.failure(code, event.is_fatal(), event.error_text()),
+            // Impossible while the forwarding sticks. Passing the message over would lose it with the next
+            // ack, so give up this consumer: its successor starts at the commit.
+            sys::RD_KAFKA_EVENT_FETCH => ConsumerEvent::Fatal(Error::new(
+                ErrorKind::Internal,
+                "a message came by the event queue of the consumer",
+            )),
+            _ => return None,
+        })
     }
 
     fn failure(&self, code: KafkaCode, fatal: bool, text: String) -> ConsumerEvent {
@@ -199,7 +210,8 @@ impl GroupConsumer {
             check_error(error, "assign")
         } else {
             // SAFETY: client and list are alive.
-            KafkaCode(unsafe { sys::rd_kafka_assign(self.handle.ptr(), list.ptr()) }).check("assign")
+            KafkaCode(unsafe { sys::rd_kafka_assign(self.handle.ptr(), list.ptr()) })
+                .check("assign")
         }
     }
 
@@ -211,18 +223,22 @@ impl GroupConsumer {
         if self.is_cooperative() {
             let list = PartitionList::new(partitions)?;
             // SAFETY: client and list are alive.
-            let error = unsafe { sys::rd_kafka_incremental_unassign(self.handle.ptr(), list.ptr()) };
+            let error =
+                unsafe { sys::rd_kafka_incremental_unassign(self.handle.ptr(), list.ptr()) };
             check_error(error, "unassign")
         } else {
             // SAFETY: the client is alive; null means no partitions.
-            KafkaCode(unsafe { sys::rd_kafka_assign(self.handle.ptr(), ptr::null()) }).check("unassign")
+            KafkaCode(unsafe { sys::rd_kafka_assign(self.handle.ptr(), ptr::null()) })
+                .check("unassign")
         }
     }
 
     /// Whether assignments change by differences (KIP-429, KIP-848).
     pub fn is_cooperative(&self) -> bool {
         // SAFETY: the client is alive; the string is static.
-        let protocol = unsafe { std::ffi::CStr::from_ptr(sys::rd_kafka_rebalance_protocol(self.handle.ptr())) };
+        let protocol = unsafe {
+            std::ffi::CStr::from_ptr(sys::rd_kafka_rebalance_protocol(self.handle.ptr()))
+        };
         protocol.to_bytes() == b"COOPERATIVE"
     }
 
@@ -230,7 +246,8 @@ impl GroupConsumer {
         let mut list = ptr::null_mut();
         // SAFETY: the client is alive; on success the list is ours.
         unsafe {
-            if KafkaCode(sys::rd_kafka_assignment(self.handle.ptr(), &raw mut list)).is_ok() && !list.is_null()
+            if KafkaCode(sys::rd_kafka_assignment(self.handle.ptr(), &raw mut list)).is_ok()
+                && !list.is_null()
             {
                 PartitionList::from_raw(list).to_vec()
             } else {
@@ -249,9 +266,10 @@ impl GroupConsumer {
         // SAFETY: client and list are alive.
         let code = KafkaCode(unsafe { sys::rd_kafka_offsets_store(self.handle.ptr(), list.ptr()) });
         match list.to_vec().into_iter().find(|partition| !partition.code.is_ok()) {
-            Some(failed) => Err(failed
-                .code
-                .into_error(format_args!("cannot store the offset of {}:{}", failed.topic, failed.partition))),
+            Some(failed) => Err(failed.code.into_error(format_args!(
+                "cannot store the offset of {}:{}",
+                failed.topic, failed.partition
+            ))),
             None => code.check("cannot store offsets"),
         }
     }
@@ -263,13 +281,16 @@ impl GroupConsumer {
     pub fn committed(&self, partitions: &[Partition], timeout: Duration) -> Result<Vec<Partition>> {
         let list = PartitionList::new(partitions)?;
         // SAFETY: client and list are alive.
-        KafkaCode(unsafe { sys::rd_kafka_committed(self.handle.ptr(), list.ptr(), millis(timeout)) })
-            .check("committed offsets")?;
+        KafkaCode(unsafe {
+            sys::rd_kafka_committed(self.handle.ptr(), list.ptr(), millis(timeout))
+        })
+        .check("committed offsets")?;
         let found = list.to_vec();
         match found.iter().find(|partition| !partition.code.is_ok()) {
-            Some(failed) => Err(failed
-                .code
-                .into_error(format_args!("committed offset of {}:{}", failed.topic, failed.partition))),
+            Some(failed) => Err(failed.code.into_error(format_args!(
+                "committed offset of {}:{}",
+                failed.topic, failed.partition
+            ))),
             None => Ok(found),
         }
     }
@@ -300,7 +321,8 @@ impl GroupConsumer {
         let list = PartitionList::new(partitions).map_err(CommitError::Failed)?;
         // SAFETY: client and list are alive; 0 means synchronously.
         let code = KafkaCode(unsafe { sys::rd_kafka_commit(self.handle.ptr(), list.ptr(), 0) });
-        let failed = list.to_vec().into_iter().map(|partition| partition.code).find(|code| !code.is_ok());
+        let failed =
+            list.to_vec().into_iter().map(|partition| partition.code).find(|code| !code.is_ok());
         match failed.unwrap_or(code) {
             code if code.is_ok() => Ok(()),
             KafkaCode(
@@ -332,26 +354,39 @@ impl GroupConsumer {
     }
 
     /// Commits what is stored and leaves the group; gives up waiting after `deadline`. Blocks. Every
-    /// [`Record`] of this consumer must have been dropped.
-    pub fn close(&self, deadline: Duration) {
+    /// [`Record`] of this consumer must have been dropped. Returns how its last commits went.
+    pub fn close(&self, deadline: Duration) -> Vec<Result<()>> {
         let until = Instant::now() + deadline;
+        let mut commits = Vec::new();
         // SAFETY: the client is alive, the queue is its own.
-        let error = unsafe { sys::rd_kafka_consumer_close_queue(self.handle.ptr(), self.events.ptr()) };
+        let error =
+            unsafe { sys::rd_kafka_consumer_close_queue(self.handle.ptr(), self.events.ptr()) };
         if let Err(error) = check_error(error, "close") {
             tracing::warn!(%error, "cannot close a consumer in order");
-            return;
+            return commits;
         }
-        // SAFETY: the client is alive.
-        while unsafe { sys::rd_kafka_consumer_closed(self.handle.ptr()) } == 0 {
-            if Instant::now() > until {
-                tracing::warn!("a consumer did not leave its group in time; the broker will remove it");
-                return;
-            }
-            let Some(event) = self.events.poll(50) else { continue };
-            if event.kind() == sys::RD_KAFKA_EVENT_REBALANCE
-                && let Err(error) = self.unassign(&event.partitions())
-            {
-                tracing::debug!(%error, "closing");
+        loop {
+            // SAFETY: the client is alive.
+            let closed = unsafe { sys::rd_kafka_consumer_closed(self.handle.ptr()) } != 0;
+            let patience = if closed { 0 } else { 50 };
+            match self.events.poll(patience).map(|event| self.translate(&event)) {
+                Some(Some(ConsumerEvent::Committed(result))) => commits.push(result),
+                Some(Some(
+                    ConsumerEvent::Revoked { partitions, .. } | ConsumerEvent::Assigned(partitions),
+                )) => {
+                    if let Err(error) = self.unassign(&partitions) {
+                        tracing::debug!(%error, "closing");
+                    }
+                }
+                Some(_) => {}
+                None if closed => return commits,
+                None if Instant::now() > until => {
+                    tracing::warn!(
+                        "a consumer did not leave its group in time; the broker will remove it"
+                    );
+                    return commits;
+                }
+                None => {}
             }
         }
     }
@@ -371,7 +406,10 @@ fn fetched(message: NonNull<sys::rd_kafka_message_t>) -> Fetched {
         // SAFETY: the message is alive; its error text is copied.
         let text = super::native::text_of(unsafe { sys::rd_kafka_message_errstr(raw) });
         let text = if text.is_empty() { code.text().to_owned() } else { text };
-        Fetched::Failed(Error::new(code.kind(), format!("{}:{}: {text}", topic_of(raw), raw.partition)))
+        Fetched::Failed(Error::new(
+            code.kind(),
+            format!("{}:{}: {text}", topic_of(raw), raw.partition),
+        ))
     };
     // SAFETY: ours, and not used after this.
     unsafe { sys::rd_kafka_message_destroy(message.as_ptr()) };

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use prometheus::IntCounter;
@@ -71,8 +72,6 @@ pub struct Resumed {
     pub progress: usize,
     /// Who waits for the messages that were taken before it waited.
     pub ticket: Option<Arc<Ticket>>,
-    /// What it waited for failed.
-    pub failure: Arc<parking_lot::Mutex<Option<crate::error::Error>>>,
 }
 
 /// The state of a connection.
@@ -123,6 +122,11 @@ impl Client {
         self.transaction.put_back(args);
     }
 
+    /// Frees the name; the consumer commits and leaves its group in the background.
+    pub fn end_session(&mut self) {
+        self.lease = None;
+    }
+
     fn deadline_of(&self) -> Option<Instant> {
         self.resumed.as_ref().and_then(|resumed| resumed.deadline)
     }
@@ -133,7 +137,11 @@ impl Client {
 }
 
 /// Runs one command: looks it up, checks its arity, counts it.
-pub fn execute(client: &mut Client, args: &[&[u8]], out: &mut Output) -> (Outcome, Option<&'static Command>) {
+pub fn execute(
+    client: &mut Client,
+    args: &[&[u8]],
+    out: &mut Output,
+) -> (Outcome, Option<&'static Command>) {
     let Some(name) = args.first() else { return (Outcome::Done, None) };
     let Some((index, command)) = look_up(name) else {
         out.error(&unknown(name, &args[1..]));
@@ -154,6 +162,7 @@ pub fn execute(client: &mut Client, args: &[&[u8]], out: &mut Output) -> (Outcom
         return (Outcome::Flush, Some(command));
     }
     if client.resumed.is_none() {
+        client.info.commands.fetch_add(1, Ordering::Relaxed);
         client.info.said.lock().last_command = command.name;
         if client.gateway.clients.is_monitored() {
             client.gateway.clients.show(&client.info, args);
@@ -177,7 +186,10 @@ pub fn execute(client: &mut Client, args: &[&[u8]], out: &mut Output) -> (Outcom
 }
 
 fn look_up(name: &[u8]) -> Option<(usize, &'static Command)> {
-    COMMANDS.iter().enumerate().find(|(_, command)| name.eq_ignore_ascii_case(command.name.as_bytes()))
+    COMMANDS
+        .iter()
+        .enumerate()
+        .find(|(_, command)| name.eq_ignore_ascii_case(command.name.as_bytes()))
 }
 
 /// Redis's text, on which clients rely to tell what a server lacks.
@@ -202,7 +214,8 @@ pub struct CommandCounters {
 impl CommandCounters {
     /// Looks them up once, so that counting is an addition.
     pub fn new(metrics: &Metrics) -> Self {
-        let counter = |name: &str, outcome: &str| metrics.commands.with_label_values(&[name, outcome]);
+        let counter =
+            |name: &str, outcome: &str| metrics.commands.with_label_values(&[name, outcome]);
         Self {
             by_command: COMMANDS
                 .iter()
@@ -218,7 +231,7 @@ impl CommandCounters {
         }
     }
 
-    /// Counts a failure that came after the command was counted as a success.
+    /// All commands so far.
     pub fn total(&self) -> u64 {
         self.by_command.iter().flatten().chain([&self.unknown]).map(IntCounter::get).sum()
     }
@@ -321,7 +334,10 @@ impl Protocol {
 }
 
 /// Runs `work` away from the connection and answers its result.
-fn reply_from(work: impl Future<Output = Result<Value>> + Send + 'static, prefix: &'static str) -> Outcome {
+fn reply_from(
+    work: impl Future<Output = Result<Value>> + Send + 'static,
+    prefix: &'static str,
+) -> Outcome {
     Outcome::Run(Box::pin(async move {
         work.await.unwrap_or_else(|error| Value::Error(format!("{prefix} {error}")))
     }))

@@ -136,6 +136,14 @@ class Context:
         """A name for a topic or group that no other case of this run uses."""
         return f"{word}-{self.number}-{next(self.run.numbers)}"
 
+    def topic(self, word="topic", partitions=None):
+        """A fresh topic name. It is created where the broker does not do so by itself at the first produce, or
+        where the number of partitions matters."""
+        topic = self.unique(word)
+        if partitions or self.kind == KAFKA:
+            self.karrow.kafka_client().create_topic(topic, partitions or 1)
+        return topic
+
     def report(self, name, why=None, seconds=None):
         self.run.report.line(self.kind, self.suite, name, why, seconds)
 

@@ -14,6 +14,10 @@ class Failure(AssertionError):
     """A case failed; the text is what the reader needs."""
 
 
+class Hopeless(Failure):
+    """A failure that waiting cannot mend: `eventually` lets it through."""
+
+
 def check(condition, text):
     """Asserts, also under `python -O`."""
     if not condition:
@@ -35,6 +39,8 @@ def eventually(fact, what, seconds=20, every=0.05):
             if value:
                 return value
             last = None
+        except Hopeless:
+            raise
         except (OSError, Failure) as error:
             last = error
         if time.monotonic() > deadline:

@@ -18,7 +18,6 @@ CLIENTS = install.E2E / "clients"
 
 def redis_cli():
     install.debian("redis-tools")
-    install.program("script", "install the Debian package bsdutils")
     return ["bash", CLIENTS / "redis-cli" / "worker.sh"], {}
 
 
@@ -49,7 +48,7 @@ def php(name, *packages):
 
 
 PROGRAMS = {
-    "redis-cli": (redis_cli, [*STEPS, "resp3", "terminal"]),
+    "redis-cli": (redis_cli, [*STEPS, "resp3"]),
     "redis-py": (redis_py, STEPS),
     "redis-rb": (redis_rb, STEPS),
     "ioredis": (npm("ioredis"), STEPS),
@@ -90,14 +89,11 @@ def run_program(command, settings, folder, seconds=90):
 def declare(name, prepare, steps):
     @program(name)
     def client(context):
-        topic = context.unique(name)
         started = time.monotonic()
         try:
             command, settings = prepare()
-            karrow = context.karrow
-            if context.kind == "kafka":
-                karrow.kafka_client().create_topic(topic, 1)
-            settings = {**settings, "KARROW_PORT": str(karrow.port), "TOPIC": topic, "GROUP": context.unique("group")}
+            settings = {**settings, "KARROW_PORT": str(context.karrow.port), "TOPIC": context.topic(name),
+                        "GROUP": context.unique("group")}
         except Failure as failure:
             for step in steps:
                 context.report(step, f"could not be tried: {failure}")

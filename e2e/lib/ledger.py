@@ -130,13 +130,14 @@ class Worker(threading.Thread):
     """A consumer that pops, acks now and then, reconnects under its name, and dies as often as it is told to."""
 
     def __init__(self, ledger, port, group, name, seed, options="", cuts=0.0, tolerate=(),
-                 tolerate_acks=(), ack_gate=None):
+                 tolerate_acks=(), ack_gate=None, pace=None):
         super().__init__(daemon=True)
         self.ledger, self.port, self.id = ledger, port, f"{group}:{name}"
         self.key = f"topics:{ledger.topic}" + (f":{options}" if options else "")
         self.random, self.cuts = random.Random(f"{seed}/{name}"), cuts
         self.tolerate, self.tolerate_acks = tuple(tolerate), (*tolerate, *tolerate_acks)
         self.ack_gate = ack_gate or (lambda: True)
+        self.pace, self.due = pace, 0.0  # messages per second at most, so that a fault finds old acks and new ones
         self.ending, self.failure = threading.Event(), None
         self.connections = self.refused_acks = self.cut = 0
         self.tolerated = {}
@@ -195,8 +196,16 @@ class Worker(threading.Thread):
                 self._maybe_cut(redis)
                 if self.random.random() < 0.1:
                     self._ack(redis, [partition])
+                if self.pace:
+                    self._keep_pace()
         finally:
             redis.close()
+
+    def _keep_pace(self):
+        now = time.monotonic()
+        self.due = max(self.due, now - 0.02) + 1 / self.pace
+        if self.due > now + 0.005:
+            self.ending.wait(self.due - now)
 
     def _ack(self, redis, partitions):
         for partition in partitions:

@@ -139,7 +139,7 @@ class Worker(threading.Thread):
         self.ack_gate = ack_gate or (lambda: True)
         self.pace, self.due = pace, 0.0  # messages per second at most, so that a fault finds old acks and new ones
         self.ending, self.failure = threading.Event(), None
-        self.connections = self.refused_acks = self.cut = 0
+        self.connections = self.received = self.cut = 0
         self.tolerated = {}
         self.pending, self.redis, self.doing = {}, None, "not started"
 
@@ -188,6 +188,7 @@ class Worker(threading.Thread):
                     self._ack(redis, list(self.pending))
                     continue
                 _, partition, offset, value = record(reply)
+                self.received += 1
                 self.ledger.delivered((partition, offset), value, self.id)
                 offsets = self.pending.setdefault(partition, [])
                 if offsets and offset != offsets[-1] + 1:  # the partition was away: what is not acked is not ours
@@ -220,7 +221,6 @@ class Worker(threading.Thread):
             reply = redis.read()
             self.pending[partition] = []
             if isinstance(reply, ReplyError):
-                self.refused_acks += 1
                 self._tolerate(reply, self.tolerate_acks)
                 self.ledger.ack_refused(places)
             else:

@@ -1,6 +1,15 @@
 //! karrow: one binary between Apache Kafka and everything that speaks Redis.
 //!
-//! The map, in reading order.
+//! The map, in reading order. A module imports only from those above it.
+
+pub mod error;
 
 pub mod config;
-pub mod error;
+
+pub mod metrics;
+
+pub mod kafka;
+
+pub mod stream;
+
+pub mod serve;

@@ -1,0 +1,10 @@
+//! Kafka through librdkafka: consumers, the producer, metadata. The only folder that names rdkafka.
+
+pub mod consumer;
+mod native;
+pub mod options;
+pub mod producer;
+pub mod record;
+pub mod topics;
+
+pub use native::{KafkaCode, Partition, client_count};

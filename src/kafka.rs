@@ -1,6 +1,8 @@
 //! Kafka through librdkafka: consumers, the producer, metadata. The only folder that names rdkafka.
 
+pub mod admin;
 pub mod consumer;
+pub mod embedded;
 mod native;
 pub mod options;
 pub mod producer;

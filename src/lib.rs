@@ -13,3 +13,9 @@ pub mod kafka;
 pub mod stream;
 
 pub mod serve;
+
+pub mod banner;
+
+pub mod app;
+
+pub mod cli;

@@ -1,1 +1,125 @@
-fn main(){}
+//! The process: flags, logging, signals, exit code. Everything else is in the library.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind as UsageErrorKind;
+use karrow::config::flags::{Cli, Command, LogFormat, ServeFlags, TopicsFlags};
+use karrow::config::{Config, KafkaConfig, LogConfig, Warning};
+use karrow::error::{Error, ErrorKind, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// `EX_USAGE` of sysexits.h: the command line or a file it names is wrong.
+const EXIT_USAGE: u8 = 64;
+
+/// Libraries that log each error before they return it: karrow reports it, once.
+const QUIET: &str =
+    "tansu_broker=off,tansu_storage=off,tansu_service=off,tansu_sans_io=off,rama=off";
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Help and version are no errors; clap prints them to stdout, the rest to stderr.
+            let _ = usage.print();
+            return match usage.kind() {
+                UsageErrorKind::DisplayHelp | UsageErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(EXIT_USAGE),
+            };
+        }
+    };
+    let outcome = match cli.command {
+        Command::Serve(flags) => serve(flags),
+        Command::Topics(flags) => topics(flags),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => fail(&error, EXIT_USAGE),
+        Err(Failure::Runtime(error)) => fail(&error, 1),
+    }
+}
+
+enum Failure {
+    Usage(Error),
+    Runtime(Error),
+}
+
+fn fail(error: &Error, code: u8) -> ExitCode {
+    eprintln!("karrow: {error}");
+    ExitCode::from(code)
+}
+
+fn serve(flags: ServeFlags) -> Result<(), Failure> {
+    let (config, warnings) = Config::load(flags).map_err(Failure::Usage)?;
+    start_logging(&config.log, &warnings).map_err(Failure::Usage)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.resp.io_threads)
+        .enable_all()
+        .build()
+        .map_err(|error| internal("cannot start threads", &error))?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        cancel_on_signal(shutdown.clone())
+            .map_err(|error| internal("cannot watch signals", &error))?;
+        karrow::app::serve(config, shutdown).await.map_err(Failure::Runtime)
+    })
+}
+
+fn topics(flags: TopicsFlags) -> Result<(), Failure> {
+    let (kafka, warnings) =
+        KafkaConfig::load(&flags.files, flags.brokers.as_deref()).map_err(Failure::Usage)?;
+    for warning in warnings {
+        eprintln!("karrow: warning: {warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| internal("cannot start", &error))?;
+    runtime.block_on(karrow::cli::topics::run(flags, kafka)).map_err(Failure::Runtime)
+}
+
+fn internal(what: &str, error: &std::io::Error) -> Failure {
+    Failure::Runtime(Error::new(ErrorKind::Internal, format!("{what}: {error}")))
+}
+
+/// The first SIGTERM or SIGINT stops gracefully, the second one at once.
+fn cancel_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        let code = loop {
+            let code = tokio::select! {
+                _ = terminate.recv() => 128 + libc::SIGTERM,
+                _ = interrupt.recv() => 128 + libc::SIGINT,
+            };
+            if shutdown.is_cancelled() {
+                break code;
+            }
+            tracing::info!("stopping; once more to stop at once");
+            shutdown.cancel();
+        };
+        std::process::exit(code);
+    });
+    Ok(())
+}
+
+fn start_logging(log: &LogConfig, warnings: &[Warning]) -> Result<()> {
+    // A plain level quiets the libraries; whoever writes directives decides for himself.
+    let directives = match log.level.contains(['=', ',']) {
+        true => log.level.clone(),
+        false => format!("{},{QUIET}", log.level),
+    };
+    let filter = EnvFilter::try_new(&directives)
+        .map_err(|error| Error::invalid(format!("log-level: '{}': {error}", log.level)))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(())
+}

@@ -70,8 +70,10 @@ impl Metrics {
                 "Commands by name and outcome.",
                 &["command", "outcome"],
             )?,
-            received_bytes: make.counter("karrow_received_bytes_total", "Bytes read from Redis clients.")?,
-            sent_bytes: make.counter("karrow_sent_bytes_total", "Bytes written to Redis clients.")?,
+            received_bytes: make
+                .counter("karrow_received_bytes_total", "Bytes read from Redis clients.")?,
+            sent_bytes: make
+                .counter("karrow_sent_bytes_total", "Bytes written to Redis clients.")?,
             consumed_messages: make.counters(
                 "karrow_consumed_messages_total",
                 "Messages delivered to clients.",
@@ -106,7 +108,11 @@ impl Metrics {
                 "Acks by outcome: moved, repeated or refused.",
                 &["outcome"],
             )?,
-            commits: make.counters("karrow_commits_total", "Offset commits by outcome.", &["outcome"])?,
+            commits: make.counters(
+                "karrow_commits_total",
+                "Offset commits by outcome.",
+                &["outcome"],
+            )?,
             rebalances: make.counters(
                 "karrow_rebalances_total",
                 "Rebalances by kind: assigned, revoked or lost.",
@@ -123,7 +129,8 @@ impl Metrics {
                 "Sessions that wait for a topic that does not exist.",
                 &["topic"],
             )?,
-            kafka_clients: make.gauge("karrow_kafka_clients", "librdkafka clients in this process.")?,
+            kafka_clients: make
+                .gauge("karrow_kafka_clients", "librdkafka clients in this process.")?,
             registry: registry.clone(),
         };
         Ok(metrics)

@@ -94,7 +94,9 @@ impl RecordQueue {
             sys::rd_kafka_consume_batch_queue(self.queue.ptr(), 0, messages.as_mut_ptr(), TAKE_MAX)
         };
         let count = usize::try_from(count).unwrap_or(0);
-        out.extend(messages.iter().take(count).filter_map(|message| NonNull::new(*message)).map(fetched));
+        out.extend(
+            messages.iter().take(count).filter_map(|message| NonNull::new(*message)).map(fetched),
+        );
     }
 }
 
@@ -117,7 +119,8 @@ impl GroupConsumer {
             | sys::RD_KAFKA_EVENT_FETCH;
         let handle = Handle::new(ClientKind::Consumer, &options.options, mask)?;
         // SAFETY: the client is alive; this lets one queue carry everything.
-        KafkaCode(unsafe { sys::rd_kafka_poll_set_consumer(handle.ptr()) }).check("consumer queue")?;
+        KafkaCode(unsafe { sys::rd_kafka_poll_set_consumer(handle.ptr()) })
+            .check("consumer queue")?;
         let mut events = Queue::of_consumer(&handle)?;
         let mut records = Queue::new(&handle)?;
         records.on_non_empty(on_record);
@@ -126,7 +129,8 @@ impl GroupConsumer {
             topics.iter().map(|topic| Partition::new(topic.clone(), -1, None)).collect();
         let list = PartitionList::new(&wanted)?;
         // SAFETY: client and list are alive.
-        KafkaCode(unsafe { sys::rd_kafka_subscribe(handle.ptr(), list.ptr()) }).check("subscribe")?;
+        KafkaCode(unsafe { sys::rd_kafka_subscribe(handle.ptr(), list.ptr()) })
+            .check("subscribe")?;
         let records = Arc::new(records);
         let queue = RecordQueue { queue: records.clone() };
         Ok((Self { handle, events, records }, queue))
@@ -155,7 +159,9 @@ impl GroupConsumer {
                     sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__NO_OFFSET => continue,
                     _ => ConsumerEvent::Committed(committed(code, &event.partitions())),
                 },
-                sys::RD_KAFKA_EVENT_ERROR => self.failure(code, event.is_fatal(), event.error_text()),
+                sys::RD_KAFKA_EVENT_ERROR => {
+                    self.failure(code, event.is_fatal(), event.error_text())
+                }
                 // Impossible while the forwarding sticks. Passing the message over would lose it with the
                 // next ack, so give up this consumer: its successor starts at the commit.
                 sys::RD_KAFKA_EVENT_FETCH => ConsumerEvent::Fatal(Error::new(
@@ -199,7 +205,8 @@ impl GroupConsumer {
             check_error(error, "assign")
         } else {
             // SAFETY: client and list are alive.
-            KafkaCode(unsafe { sys::rd_kafka_assign(self.handle.ptr(), list.ptr()) }).check("assign")
+            KafkaCode(unsafe { sys::rd_kafka_assign(self.handle.ptr(), list.ptr()) })
+                .check("assign")
         }
     }
 
@@ -211,18 +218,22 @@ impl GroupConsumer {
         if self.is_cooperative() {
             let list = PartitionList::new(partitions)?;
             // SAFETY: client and list are alive.
-            let error = unsafe { sys::rd_kafka_incremental_unassign(self.handle.ptr(), list.ptr()) };
+            let error =
+                unsafe { sys::rd_kafka_incremental_unassign(self.handle.ptr(), list.ptr()) };
             check_error(error, "unassign")
         } else {
             // SAFETY: the client is alive; null means no partitions.
-            KafkaCode(unsafe { sys::rd_kafka_assign(self.handle.ptr(), ptr::null()) }).check("unassign")
+            KafkaCode(unsafe { sys::rd_kafka_assign(self.handle.ptr(), ptr::null()) })
+                .check("unassign")
         }
     }
 
     /// Whether assignments change by differences (KIP-429, KIP-848).
     pub fn is_cooperative(&self) -> bool {
         // SAFETY: the client is alive; the string is static.
-        let protocol = unsafe { std::ffi::CStr::from_ptr(sys::rd_kafka_rebalance_protocol(self.handle.ptr())) };
+        let protocol = unsafe {
+            std::ffi::CStr::from_ptr(sys::rd_kafka_rebalance_protocol(self.handle.ptr()))
+        };
         protocol.to_bytes() == b"COOPERATIVE"
     }
 
@@ -230,7 +241,8 @@ impl GroupConsumer {
         let mut list = ptr::null_mut();
         // SAFETY: the client is alive; on success the list is ours.
         unsafe {
-            if KafkaCode(sys::rd_kafka_assignment(self.handle.ptr(), &raw mut list)).is_ok() && !list.is_null()
+            if KafkaCode(sys::rd_kafka_assignment(self.handle.ptr(), &raw mut list)).is_ok()
+                && !list.is_null()
             {
                 PartitionList::from_raw(list).to_vec()
             } else {
@@ -249,9 +261,10 @@ impl GroupConsumer {
         // SAFETY: client and list are alive.
         let code = KafkaCode(unsafe { sys::rd_kafka_offsets_store(self.handle.ptr(), list.ptr()) });
         match list.to_vec().into_iter().find(|partition| !partition.code.is_ok()) {
-            Some(failed) => Err(failed
-                .code
-                .into_error(format_args!("cannot store the offset of {}:{}", failed.topic, failed.partition))),
+            Some(failed) => Err(failed.code.into_error(format_args!(
+                "cannot store the offset of {}:{}",
+                failed.topic, failed.partition
+            ))),
             None => code.check("cannot store offsets"),
         }
     }
@@ -263,13 +276,16 @@ impl GroupConsumer {
     pub fn committed(&self, partitions: &[Partition], timeout: Duration) -> Result<Vec<Partition>> {
         let list = PartitionList::new(partitions)?;
         // SAFETY: client and list are alive.
-        KafkaCode(unsafe { sys::rd_kafka_committed(self.handle.ptr(), list.ptr(), millis(timeout)) })
-            .check("committed offsets")?;
+        KafkaCode(unsafe {
+            sys::rd_kafka_committed(self.handle.ptr(), list.ptr(), millis(timeout))
+        })
+        .check("committed offsets")?;
         let found = list.to_vec();
         match found.iter().find(|partition| !partition.code.is_ok()) {
-            Some(failed) => Err(failed
-                .code
-                .into_error(format_args!("committed offset of {}:{}", failed.topic, failed.partition))),
+            Some(failed) => Err(failed.code.into_error(format_args!(
+                "committed offset of {}:{}",
+                failed.topic, failed.partition
+            ))),
             None => Ok(found),
         }
     }
@@ -300,7 +316,8 @@ impl GroupConsumer {
         let list = PartitionList::new(partitions).map_err(CommitError::Failed)?;
         // SAFETY: client and list are alive; 0 means synchronously.
         let code = KafkaCode(unsafe { sys::rd_kafka_commit(self.handle.ptr(), list.ptr(), 0) });
-        let failed = list.to_vec().into_iter().map(|partition| partition.code).find(|code| !code.is_ok());
+        let failed =
+            list.to_vec().into_iter().map(|partition| partition.code).find(|code| !code.is_ok());
         match failed.unwrap_or(code) {
             code if code.is_ok() => Ok(()),
             KafkaCode(
@@ -336,7 +353,8 @@ impl GroupConsumer {
     pub fn close(&self, deadline: Duration) {
         let until = Instant::now() + deadline;
         // SAFETY: the client is alive, the queue is its own.
-        let error = unsafe { sys::rd_kafka_consumer_close_queue(self.handle.ptr(), self.events.ptr()) };
+        let error =
+            unsafe { sys::rd_kafka_consumer_close_queue(self.handle.ptr(), self.events.ptr()) };
         if let Err(error) = check_error(error, "close") {
             tracing::warn!(%error, "cannot close a consumer in order");
             return;
@@ -344,7 +362,9 @@ impl GroupConsumer {
         // SAFETY: the client is alive.
         while unsafe { sys::rd_kafka_consumer_closed(self.handle.ptr()) } == 0 {
             if Instant::now() > until {
-                tracing::warn!("a consumer did not leave its group in time; the broker will remove it");
+                tracing::warn!(
+                    "a consumer did not leave its group in time; the broker will remove it"
+                );
                 return;
             }
             let Some(event) = self.events.poll(50) else { continue };
@@ -371,7 +391,10 @@ fn fetched(message: NonNull<sys::rd_kafka_message_t>) -> Fetched {
         // SAFETY: the message is alive; its error text is copied.
         let text = super::native::text_of(unsafe { sys::rd_kafka_message_errstr(raw) });
         let text = if text.is_empty() { code.text().to_owned() } else { text };
-        Fetched::Failed(Error::new(code.kind(), format!("{}:{}: {text}", topic_of(raw), raw.partition)))
+        Fetched::Failed(Error::new(
+            code.kind(),
+            format!("{}:{}: {text}", topic_of(raw), raw.partition),
+        ))
     };
     // SAFETY: ours, and not used after this.
     unsafe { sys::rd_kafka_message_destroy(message.as_ptr()) };

@@ -132,12 +132,16 @@ impl Drop for Handle {
             let address = address;
             // SAFETY: nothing refers to the client any more; closing was the owner's business, see above.
             unsafe {
-                sys::rd_kafka_destroy_flags(address.0, sys::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE as c_int);
+                sys::rd_kafka_destroy_flags(
+                    address.0,
+                    sys::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE as c_int,
+                );
             }
             CLIENTS.fetch_sub(1, Ordering::Relaxed);
         };
         // Where no thread can be had the client leaks, which is better than blocking the network thread.
-        if let Err(error) = std::thread::Builder::new().name("kafka-destroy".into()).spawn(destroy) {
+        if let Err(error) = std::thread::Builder::new().name("kafka-destroy".into()).spawn(destroy)
+        {
             tracing::error!(%error, "no thread to destroy a Kafka client");
         }
     }
@@ -157,7 +161,13 @@ impl Conf {
         let mut why = [0 as c_char; 512];
         // SAFETY: all pointers are valid for the call.
         let result = unsafe {
-            sys::rd_kafka_conf_set(self.0, c_name.as_ptr(), c_value.as_ptr(), why.as_mut_ptr(), why.len())
+            sys::rd_kafka_conf_set(
+                self.0,
+                c_name.as_ptr(),
+                c_value.as_ptr(),
+                why.as_mut_ptr(),
+                why.len(),
+            )
         };
         if result == sys::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
             Ok(())
@@ -213,7 +223,9 @@ impl Queue {
     /// The queue of one partition.
     pub(super) fn of_partition(handle: &Arc<Handle>, topic: &CStr, partition: i32) -> Result<Self> {
         // SAFETY: the client is alive, the name is NUL-terminated.
-        Self::own(handle, unsafe { sys::rd_kafka_queue_get_partition(handle.ptr(), topic.as_ptr(), partition) })
+        Self::own(handle, unsafe {
+            sys::rd_kafka_queue_get_partition(handle.ptr(), topic.as_ptr(), partition)
+        })
     }
 
     fn own(handle: &Arc<Handle>, queue: *mut sys::rd_kafka_queue_t) -> Result<Self> {
@@ -245,7 +257,8 @@ impl Queue {
     /// The next event, if there is one within `timeout_ms`.
     pub(super) fn poll(&self, timeout_ms: i32) -> Option<Event> {
         // SAFETY: the queue is alive.
-        NonNull::new(unsafe { sys::rd_kafka_queue_poll(self.queue.as_ptr(), timeout_ms) }).map(Event)
+        NonNull::new(unsafe { sys::rd_kafka_queue_poll(self.queue.as_ptr(), timeout_ms) })
+            .map(Event)
     }
 
     pub(super) fn ptr(&self) -> *mut sys::rd_kafka_queue_t {
@@ -343,13 +356,17 @@ impl PartitionList {
     /// means "the committed one, or auto.offset.reset".
     pub(super) fn new(partitions: &[Partition]) -> Result<Self> {
         // SAFETY: no preconditions; the size is only a hint.
-        let list = Self(unsafe { sys::rd_kafka_topic_partition_list_new(partitions.len() as c_int) });
+        let list =
+            Self(unsafe { sys::rd_kafka_topic_partition_list_new(partitions.len() as c_int) });
         for partition in partitions {
             let topic = c_string(&partition.topic)?;
             // SAFETY: the list is alive; librdkafka copies the name and returns an element of the list.
             unsafe {
-                let element =
-                    sys::rd_kafka_topic_partition_list_add(list.0, topic.as_ptr(), partition.partition);
+                let element = sys::rd_kafka_topic_partition_list_add(
+                    list.0,
+                    topic.as_ptr(),
+                    partition.partition,
+                );
                 (*element).offset = partition.offset.unwrap_or(sys::RD_KAFKA_OFFSET_INVALID.into());
             }
         }
@@ -423,7 +440,8 @@ pub(super) fn check_error(error: *mut sys::rd_kafka_error_t, context: &str) -> R
 /// # Errors
 /// NUL bytes, which no name or value of Kafka's has.
 pub(super) fn c_string(text: &str) -> Result<CString> {
-    CString::new(text).map_err(|_| Error::invalid(format!("'{}' holds a NUL byte", text.escape_debug())))
+    CString::new(text)
+        .map_err(|_| Error::invalid(format!("'{}' holds a NUL byte", text.escape_debug())))
 }
 
 /// Copies a C string, null being the empty one.
@@ -443,7 +461,8 @@ unsafe extern "C" fn log(
     line: *const c_char,
 ) {
     // SAFETY: librdkafka passes a live client (or null, early) and strings that live during the call.
-    let client = if rk.is_null() { String::new() } else { text_of(unsafe { sys::rd_kafka_name(rk) }) };
+    let client =
+        if rk.is_null() { String::new() } else { text_of(unsafe { sys::rd_kafka_name(rk) }) };
     let (facility, line) = (text_of(facility), text_of(line));
     match level {
         ..=3 => tracing::error!(target: "librdkafka", client, facility, "{line}"),

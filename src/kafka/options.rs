@@ -67,8 +67,12 @@ const ALLOWED: &[(&str, Option<i64>)] = &[
 ];
 
 /// Options that KIP-848 moves to the broker: librdkafka refuses them beside `group.protocol=consumer`.
-const CLASSIC_ONLY: &[&str] =
-    &["session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy", "group.protocol.type"];
+const CLASSIC_ONLY: &[&str] = &[
+    "session.timeout.ms",
+    "heartbeat.interval.ms",
+    "partition.assignment.strategy",
+    "group.protocol.type",
+];
 
 /// The options of one group member, complete, and what karrow itself reads from them.
 #[derive(Clone, Debug)]
@@ -89,14 +93,24 @@ impl ConsumerOptions {
     ///
     /// # Errors
     /// Names the option that is not allowed or has a value of the wrong type or size.
-    pub fn new(file: &KafkaOptions, asked: &Map<String, Value>, group: &str, client_id: &str) -> Result<Self> {
-        let mut options: KafkaOptions =
-            DEFAULTS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    pub fn new(
+        file: &KafkaOptions,
+        asked: &Map<String, Value>,
+        group: &str,
+        client_id: &str,
+    ) -> Result<Self> {
+        let mut options: KafkaOptions = DEFAULTS
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
         options.extend(file.clone());
         for (name, value) in asked {
             options.insert(name.clone(), allowed_value(name, value)?);
         }
-        if options.get("group.protocol").is_some_and(|protocol| protocol.eq_ignore_ascii_case("consumer")) {
+        if options
+            .get("group.protocol")
+            .is_some_and(|protocol| protocol.eq_ignore_ascii_case("consumer"))
+        {
             for name in CLASSIC_ONLY {
                 options.remove(*name);
             }
@@ -121,13 +135,20 @@ impl ConsumerOptions {
 
 fn allowed_value(name: &str, value: &Value) -> Result<String> {
     let Some((_, max)) = ALLOWED.iter().find(|(allowed, _)| *allowed == name) else {
-        return Err(Error::invalid(format!("option `{}` is not allowed here", name.escape_debug())));
+        return Err(Error::invalid(format!(
+            "option `{}` is not allowed here",
+            name.escape_debug()
+        )));
     };
     let text = match value {
         Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),
         Value::Bool(flag) => flag.to_string(),
-        _ => return Err(Error::invalid(format!("option `{name}` wants a string, a number or a boolean"))),
+        _ => {
+            return Err(Error::invalid(format!(
+                "option `{name}` wants a string, a number or a boolean"
+            )));
+        }
     };
     if let Some(max) = max
         && text.parse::<i64>().is_ok_and(|number| number > *max)
@@ -158,16 +179,21 @@ mod tests {
     fn the_client_wins_over_the_file_and_the_file_over_defaults() {
         let merged = merge(&[], "{}").unwrap();
         assert_eq!(merged.options["auto.offset.reset"], "earliest");
-        let merged = merge(&[("auto.offset.reset", "latest"), ("session.timeout.ms", "6000")], "{}").unwrap();
+        let merged =
+            merge(&[("auto.offset.reset", "latest"), ("session.timeout.ms", "6000")], "{}")
+                .unwrap();
         assert!(merged.starts_at_end);
         assert_eq!(merged.session_timeout, Duration::from_secs(6));
-        let merged = merge(&[("auto.offset.reset", "latest")], r#"{"auto.offset.reset":"earliest"}"#).unwrap();
+        let merged =
+            merge(&[("auto.offset.reset", "latest")], r#"{"auto.offset.reset":"earliest"}"#)
+                .unwrap();
         assert!(!merged.starts_at_end);
     }
 
     #[test]
     fn what_karrow_owns_cannot_be_changed() {
-        let merged = merge(&[("enable.auto.offset.store", "true"), ("group.id", "other")], "{}").unwrap();
+        let merged =
+            merge(&[("enable.auto.offset.store", "true"), ("group.id", "other")], "{}").unwrap();
         assert_eq!(merged.options["enable.auto.offset.store"], "false");
         assert_eq!(merged.options["group.id"], "g");
     }

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use super::native::{ClientKind, Event, Handle, KafkaCode, Queue, c_string};
 use super::topics::{self, TopicInfo};
-use crate::config::KafkaOptions;
+use crate::config::{KafkaOptions, topic_is_legal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 
@@ -110,7 +110,10 @@ impl Ticket {
             (count, why) => {
                 let kind = why.as_ref().map_or(ErrorKind::Internal, Error::kind);
                 let why = why.as_ref().map_or("", Error::message);
-                Err(Error::new(kind, format!("{why} ({count} of {} messages not stored)", self.total)))
+                Err(Error::new(
+                    kind,
+                    format!("{why} ({count} of {} messages not stored)", self.total),
+                ))
             }
         })
     }
@@ -141,7 +144,11 @@ pub struct Lane {
 impl Lane {
     /// The same way, with somebody who waits for the outcome.
     pub fn with_ticket(&self, ticket: Arc<Ticket>) -> Arc<Self> {
-        Arc::new(Self { account: self.account.clone(), topic: self.topic.clone(), ticket: Some(ticket) })
+        Arc::new(Self {
+            account: self.account.clone(),
+            topic: self.topic.clone(),
+            ticket: Some(ticket),
+        })
     }
 
     /// The topic's name.
@@ -314,8 +321,9 @@ impl Producer {
         }
         let c_name = c_string(name)?;
         // SAFETY: the client is alive; a null configuration means the client's own.
-        let rkt =
-            unsafe { sys::rd_kafka_topic_new(client.handle.ptr(), c_name.as_ptr(), ptr::null_mut()) };
+        let rkt = unsafe {
+            sys::rd_kafka_topic_new(client.handle.ptr(), c_name.as_ptr(), ptr::null_mut())
+        };
         let Some(rkt) = NonNull::new(rkt) else {
             // SAFETY: the call before failed and set this.
             let code = KafkaCode(unsafe { sys::rd_kafka_last_error() });
@@ -434,7 +442,9 @@ impl Producer {
         if let Some(client) = client {
             let flushed = tokio::task::spawn_blocking(move || {
                 // SAFETY: the client is alive; reports are served by its own task meanwhile.
-                unsafe { sys::rd_kafka_flush(client.handle.ptr(), super::consumer::millis(timeout)) }
+                unsafe {
+                    sys::rd_kafka_flush(client.handle.ptr(), super::consumer::millis(timeout))
+                }
             });
             let _ = tokio::time::timeout(timeout, flushed).await;
         }
@@ -456,7 +466,8 @@ impl Producer {
     pub async fn partition_count(&self, topic: &str) -> Result<i32> {
         check_topic_name(topic)?;
         let topic = topic.to_owned();
-        self.blocking(move |handle| topics::partition_count(&handle, &topic, METADATA_TIMEOUT)).await
+        self.blocking(move |handle| topics::partition_count(&handle, &topic, METADATA_TIMEOUT))
+            .await
     }
 
     /// The sum over its partitions of stable end − beginning; 0 where the topic does not exist. An upper
@@ -470,7 +481,8 @@ impl Producer {
         self.blocking(move |handle| {
             let mut total = 0;
             for partition in 0..topics::partition_count(&handle, &topic, METADATA_TIMEOUT)? {
-                let (first, next) = topics::watermarks(&handle, &topic, partition, METADATA_TIMEOUT)?;
+                let (first, next) =
+                    topics::watermarks(&handle, &topic, partition, METADATA_TIMEOUT)?;
                 total += next - first;
             }
             Ok(total)
@@ -524,7 +536,8 @@ impl Producer {
         let wake = Arc::new(Notify::new());
         let woken = wake.clone();
         events.on_non_empty(Box::new(move || woken.notify_one()));
-        let client = Arc::new(Client { handle, topics: RwLock::default(), dead: AtomicBool::new(false) });
+        let client =
+            Arc::new(Client { handle, topics: RwLock::default(), dead: AtomicBool::new(false) });
         self.runtime.spawn(serve_events(client.clone(), events, wake, self.shared.clone()));
         *current = Some(client.clone());
         Ok(client)
@@ -589,7 +602,11 @@ async fn look_up(topic: &Arc<Topic>, create: Option<CreateTopic>) -> bool {
 }
 
 /// Gives a message to librdkafka with a reference to its lane, which comes back with its report.
-fn hand_over(lane: &Arc<Lane>, key: Option<&[u8]>, payload: Option<&[u8]>) -> Result<(), KafkaCode> {
+fn hand_over(
+    lane: &Arc<Lane>,
+    key: Option<&[u8]>,
+    payload: Option<&[u8]>,
+) -> Result<(), KafkaCode> {
     let pointer = |bytes: Option<&[u8]>| bytes.map_or(ptr::null(), <[u8]>::as_ptr);
     let opaque = Arc::into_raw(lane.clone());
     // SAFETY: the topic is alive through the lane; F_COPY makes librdkafka copy key and payload.
@@ -634,7 +651,9 @@ async fn serve_events(client: Arc<Client>, events: Queue, wake: Arc<Notify>, sha
             }
         }
         // SAFETY: the client is alive.
-        if client.dead.load(Ordering::Acquire) && unsafe { sys::rd_kafka_outq_len(client.handle.ptr()) } == 0 {
+        if client.dead.load(Ordering::Acquire)
+            && unsafe { sys::rd_kafka_outq_len(client.handle.ptr()) } == 0
+        {
             // The topics refer to the client: break the circle.
             client.topics.write().clear();
             return;
@@ -647,7 +666,9 @@ async fn serve_events(client: Arc<Client>, events: Queue, wake: Arc<Notify>, sha
 fn replace(client: &Arc<Client>, event: &Event) {
     tracing::error!(error = event.error_text(), "Kafka producer failed; a new one takes over");
     client.dead.store(true, Ordering::Release);
-    let flags = sys::RD_KAFKA_PURGE_F_QUEUE | sys::RD_KAFKA_PURGE_F_INFLIGHT | sys::RD_KAFKA_PURGE_F_NON_BLOCKING;
+    let flags = sys::RD_KAFKA_PURGE_F_QUEUE
+        | sys::RD_KAFKA_PURGE_F_INFLIGHT
+        | sys::RD_KAFKA_PURGE_F_NON_BLOCKING;
     // SAFETY: the client is alive.
     unsafe { sys::rd_kafka_purge(client.handle.ptr(), flags) };
 }
@@ -750,8 +771,7 @@ fn message_size(key: Option<&[u8]>, payload: Option<&[u8]>) -> usize {
 /// # Errors
 /// Names the topic and the rule.
 pub fn check_topic_name(name: &str) -> Result<()> {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(legal) {
+    if !topic_is_legal(name) {
         return Err(Error::invalid(format!(
             "illegal topic name '{}': 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'",
             name.escape_debug()
@@ -780,15 +800,19 @@ fn producer_options(file: &KafkaOptions) -> KafkaOptions {
 
 /// The first option of the file that librdkafka refuses beside `enable.idempotence` (KIP-98).
 fn forbids_idempotence(file: &KafkaOptions) -> Option<(&str, &str)> {
-    file.iter().map(|(name, value)| (name.as_str(), value.as_str())).find(|(name, value)| match *name {
-        "enable.idempotence" => *value == "false",
-        "acks" | "request.required.acks" => *value != "all" && *value != "-1",
-        "max.in.flight" | "max.in.flight.requests.per.connection" => {
-            value.parse::<u64>().is_ok_and(|count| count > 5)
+    file.iter().map(|(name, value)| (name.as_str(), value.as_str())).find(|(name, value)| {
+        match *name {
+            "enable.idempotence" => *value == "false",
+            "acks" | "request.required.acks" => *value != "all" && *value != "-1",
+            "max.in.flight" | "max.in.flight.requests.per.connection" => {
+                value.parse::<u64>().is_ok_and(|count| count > 5)
+            }
+            "retries" | "message.send.max.retries" => {
+                value.parse::<u64>().is_ok_and(|count| count < 1)
+            }
+            "queuing.strategy" => *value != "fifo",
+            _ => false,
         }
-        "retries" | "message.send.max.retries" => value.parse::<u64>().is_ok_and(|count| count < 1),
-        "queuing.strategy" => *value != "fifo",
-        _ => false,
     })
 }
 

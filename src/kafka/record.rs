@@ -60,7 +60,8 @@ impl Record {
     pub fn timestamp(&self) -> Option<i64> {
         let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
         // SAFETY: the message is alive, `kind` is writable.
-        let millis = unsafe { sys::rd_kafka_message_timestamp(self.message.as_ptr(), &raw mut kind) };
+        let millis =
+            unsafe { sys::rd_kafka_message_timestamp(self.message.as_ptr(), &raw mut kind) };
         (kind != sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE && millis >= 0)
             .then_some(millis)
     }

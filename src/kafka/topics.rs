@@ -120,7 +120,8 @@ fn metadata(
         let copied = topics
             .iter()
             .map(|topic| {
-                let info = TopicInfo { name: text_of(topic.topic), partitions: topic.partition_cnt };
+                let info =
+                    TopicInfo { name: text_of(topic.topic), partitions: topic.partition_cnt };
                 (info, KafkaCode(topic.err))
             })
             .collect();

@@ -35,7 +35,9 @@ pub struct HttpState {
 pub fn bind(addr: SocketAddr) -> Result<std::net::TcpListener> {
     let bound = std::net::TcpListener::bind(addr)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
-    bound.map_err(|error| Error::new(ErrorKind::Unavailable, format!("cannot listen for HTTP on {addr}: {error}")))
+    bound.map_err(|error| {
+        Error::new(ErrorKind::Unavailable, format!("cannot listen for HTTP on {addr}: {error}"))
+    })
 }
 
 /// Serves until the process ends.
@@ -43,7 +45,8 @@ pub fn bind(addr: SocketAddr) -> Result<std::net::TcpListener> {
 /// # Errors
 /// The listener does not fit the runtime.
 pub async fn serve(listener: std::net::TcpListener, state: Arc<HttpState>) -> Result<()> {
-    let internal = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("HTTP: {error}"));
+    let internal =
+        |error: std::io::Error| Error::new(ErrorKind::Internal, format!("HTTP: {error}"));
     let listener = tokio::net::TcpListener::from_std(listener).map_err(internal)?;
     let routes = Router::new()
         .route("/metrics", get(metrics))
@@ -56,7 +59,8 @@ pub async fn serve(listener: std::net::TcpListener, state: Arc<HttpState>) -> Re
 async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
     observe(&state);
     match state.metrics.text() {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+            .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
@@ -81,7 +85,10 @@ fn observe(state: &HttpState) {
         for partition in &session.partitions {
             if let Some(lag) = partition.lag {
                 let number = partition.partition.to_string();
-                metrics.lag.with_label_values(&[session.name.group(), &*partition.topic, &number]).set(lag);
+                metrics
+                    .lag
+                    .with_label_values(&[session.name.group(), &*partition.topic, &number])
+                    .set(lag);
             }
         }
     }
@@ -96,6 +103,8 @@ async fn ready(State(state): State<Arc<HttpState>>) -> Response {
     }
     match state.producer.topics().await {
         Ok(_) => "ok\n".into_response(),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("Kafka: {error}\n")).into_response(),
+        Err(error) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("Kafka: {error}\n")).into_response()
+        }
     }
 }

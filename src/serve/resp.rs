@@ -117,7 +117,10 @@ impl RespServer {
             Ok(Self { listener, addr })
         };
         bind().map_err(|error| {
-            Error::new(ErrorKind::Unavailable, format!("cannot listen for Redis clients on {}: {error}", config.addr))
+            Error::new(
+                ErrorKind::Unavailable,
+                format!("cannot listen for Redis clients on {}: {error}", config.addr),
+            )
         })
     }
 
@@ -149,8 +152,10 @@ impl RespServer {
 }
 
 fn io_thread(index: usize) -> Result<tokio::runtime::Handle> {
-    let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("resp thread: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let failed =
+        |error: std::io::Error| Error::new(ErrorKind::Internal, format!("resp thread: {error}"));
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new()
         .name(format!("resp-{index}"))
@@ -159,7 +164,11 @@ fn io_thread(index: usize) -> Result<tokio::runtime::Handle> {
     Ok(handle)
 }
 
-async fn accept(listener: TcpListener, threads: Vec<tokio::runtime::Handle>, gateway: Arc<Gateway>) {
+async fn accept(
+    listener: TcpListener,
+    threads: Vec<tokio::runtime::Handle>,
+    gateway: Arc<Gateway>,
+) {
     let mut next = 0;
     while !gateway.is_stopping() {
         let accepted = tokio::select! {

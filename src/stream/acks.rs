@@ -28,7 +28,8 @@ pub fn parse_acks<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Ack>
 }
 
 fn parse_ack(ack: &[u8]) -> Result<Ack> {
-    let unparsable = || Error::invalid(format!("Cannot parse ack: '{}'", String::from_utf8_lossy(ack)));
+    let unparsable =
+        || Error::invalid(format!("Cannot parse ack: '{}'", String::from_utf8_lossy(ack)));
     let text = std::str::from_utf8(ack).map_err(|_| unparsable())?;
     let mut parts = text.trim().split(':');
     let (Some(topic), Some(partition), Some(offset), None) =

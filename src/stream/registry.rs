@@ -76,7 +76,10 @@ impl Registry {
         let mut names = self.names.lock();
         let entry = names.entry(name.full().clone()).or_default();
         if entry.session.is_some() {
-            return Err(Error::new(ErrorKind::Conflict, format!("id {} is already taken", name.full())));
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("id {} is already taken", name.full()),
+            ));
         }
         let session = Session::new(name, topics, options, self.metrics.clone());
         entry.session = Some(session.clone());
@@ -86,14 +89,19 @@ impl Registry {
     /// Waits until the consumers of ended sessions have committed and left, at most for `deadline`; returns
     /// how many have not.
     pub async fn drained(&self, deadline: Duration) -> usize {
-        let leaving: Vec<_> = self.names.lock().values().filter_map(|entry| entry.left.clone()).collect();
+        let leaving: Vec<_> =
+            self.names.lock().values().filter_map(|entry| entry.left.clone()).collect();
         let all = async {
             for mut left in leaving {
                 let _ = left.wait_for(|left| *left).await;
             }
         };
         let _ = tokio::time::timeout(deadline, all).await;
-        self.names.lock().values().filter(|entry| entry.left.as_ref().is_some_and(|left| !*left.borrow())).count()
+        self.names
+            .lock()
+            .values()
+            .filter(|entry| entry.left.as_ref().is_some_and(|left| !*left.borrow()))
+            .count()
     }
 
     fn release(self: &Arc<Self>, session: &Arc<Session>, runtime: &tokio::runtime::Handle) {
@@ -126,8 +134,12 @@ impl Lease {
 
     /// Joins the group; see [`Session::join`].
     pub fn join(&self) -> impl Future<Output = Result<()>> + Send + 'static {
-        let predecessor =
-            self.registry.names.lock().get(self.session.name().full()).and_then(|entry| entry.left.clone());
+        let predecessor = self
+            .registry
+            .names
+            .lock()
+            .get(self.session.name().full())
+            .and_then(|entry| entry.left.clone());
         let (session, runtime) = (self.session.clone(), self.runtime.clone());
         async move {
             runtime

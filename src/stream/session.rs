@@ -42,7 +42,9 @@ impl SessionName {
     pub fn parse(full: &str) -> Result<Self> {
         let group_len = full.find(':').ok_or_else(|| Error::invalid("Cannot parse group.id"))?;
         if group_len == 0 {
-            return Err(Error::invalid("Failed to register Consumer (attr: `group.id` is missing)"));
+            return Err(Error::invalid(
+                "Failed to register Consumer (attr: `group.id` is missing)",
+            ));
         }
         Ok(Self { full: Arc::from(full), group_len })
     }
@@ -201,7 +203,8 @@ impl Session {
     pub async fn join(self: &Arc<Self>, predecessor: Option<watch::Receiver<bool>>) -> Result<()> {
         self.running.send_replace(true);
         if let Some(mut left) = predecessor {
-            let _ = tokio::time::timeout(self.options.session_timeout, left.wait_for(|left| *left)).await;
+            let _ = tokio::time::timeout(self.options.session_timeout, left.wait_for(|left| *left))
+                .await;
         }
         let session = self.clone();
         let started = tokio::task::spawn_blocking(move || session.start())
@@ -322,12 +325,16 @@ impl Session {
         self.touched.store(true, Ordering::Relaxed);
         let mut state = self.state.lock();
         for ack in acks {
-            let covered = state.find(&ack.topic, ack.partition).and_then(|index| state.partitions.get(index));
+            let covered =
+                state.find(&ack.topic, ack.partition).and_then(|index| state.partitions.get(index));
             match covered {
                 None => {
                     return Err(Error::new(
                         ErrorKind::Conflict,
-                        format!("{}:{} is not assigned to {}", ack.topic, ack.partition, self.name.full),
+                        format!(
+                            "{}:{} is not assigned to {}",
+                            ack.topic, ack.partition, self.name.full
+                        ),
                     ));
                 }
                 Some(assigned) if !assigned.position.covers(ack.offset) => {
@@ -418,7 +425,9 @@ impl Session {
                 _ = closing.wait_for(|closing| *closing) => break End::Closed,
                 () = tokio::time::sleep(tick) => {}
             }
-            if self.touched.swap(false, Ordering::Relaxed) || self.blocked.load(Ordering::Relaxed) > 0 {
+            if self.touched.swap(false, Ordering::Relaxed)
+                || self.blocked.load(Ordering::Relaxed) > 0
+            {
                 last_seen = Instant::now();
             } else if last_seen.elapsed() >= max_poll {
                 break End::Silent;
@@ -600,7 +609,8 @@ fn resolve(
         let (first, next) = consumer
             .offsets(&partition.topic, partition.partition, RESOLVE_TIMEOUT)
             .map_err(CommitError::Failed)?;
-        let count = known.iter().find(|(topic, _)| *topic == partition.topic).and_then(|(_, count)| *count);
+        let count =
+            known.iter().find(|(topic, _)| *topic == partition.topic).and_then(|(_, count)| *count);
         let is_new = count.is_some_and(|count| partition.partition >= count);
         partition.offset = Some(if is_new { first } else { next });
         starts.push(partition.clone());
@@ -619,7 +629,8 @@ impl State {
         let mut index = self.last;
         for fetched in &self.buffer {
             let Fetched::Record(record) = fetched else { continue };
-            let Some(found) = find(&self.partitions, index, record.topic(), record.partition()) else {
+            let Some(found) = find(&self.partitions, index, record.topic(), record.partition())
+            else {
                 continue;
             };
             index = found;
@@ -700,7 +711,15 @@ mod tests {
     fn names_split_at_the_first_colon() {
         let name = SessionName::parse("orders:worker:1").expect("a name");
         assert_eq!((name.group(), &**name.full()), ("orders", "orders:worker:1"));
-        assert_eq!(SessionName::parse("worker").expect_err("no colon").message(), "Cannot parse group.id");
-        assert!(SessionName::parse(":worker").expect_err("no group").message().contains("`group.id` is missing"));
+        assert_eq!(
+            SessionName::parse("worker").expect_err("no colon").message(),
+            "Cannot parse group.id"
+        );
+        assert!(
+            SessionName::parse(":worker")
+                .expect_err("no group")
+                .message()
+                .contains("`group.id` is missing")
+        );
     }
 }

@@ -20,6 +20,7 @@ pub struct Clients {
     open: Mutex<BTreeMap<u64, Arc<ClientInfo>>>,
     count: AtomicUsize,
     monitors: AtomicUsize,
+    gone: Notify,
 }
 
 /// What others may know of, and do to, a connection.
@@ -96,6 +97,19 @@ impl Clients {
         }
         if info.monitor.lock().take().is_some() {
             self.monitors.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.gone.notify_waiters();
+    }
+
+    /// Waits until no connection is open.
+    pub async fn none_left(&self) {
+        loop {
+            let mut gone = std::pin::pin!(self.gone.notified());
+            gone.as_mut().enable();
+            if self.is_empty() {
+                return;
+            }
+            gone.await;
         }
     }
 
@@ -177,7 +191,8 @@ impl ClientInfo {
     pub fn line(&self, session: Option<&str>, missing: &[Arc<str>]) -> String {
         let said = self.said.lock().clone();
         let age = self.since.elapsed();
-        let idle_ms = (age.as_millis() as u64).saturating_sub(self.active_ms.load(Ordering::Relaxed));
+        let idle_ms =
+            (age.as_millis() as u64).saturating_sub(self.active_ms.load(Ordering::Relaxed));
         let flags = match (self.blocked.load(Ordering::Relaxed), self.monitor.lock().is_some()) {
             (true, _) => "b",
             (_, true) => "O",
@@ -221,7 +236,9 @@ fn monitor_line(from: &ClientInfo, args: &[&[u8]]) -> String {
             let is_auth = arg.eq_ignore_ascii_case(b"AUTH");
             if index == 0 && is_auth {
                 hidden = usize::MAX;
-            } else if is_auth && args.first().is_some_and(|name| name.eq_ignore_ascii_case(b"HELLO")) {
+            } else if is_auth
+                && args.first().is_some_and(|name| name.eq_ignore_ascii_case(b"HELLO"))
+            {
                 hidden = 2;
             }
             false

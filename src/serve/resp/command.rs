@@ -133,7 +133,11 @@ impl Client {
 }
 
 /// Runs one command: looks it up, checks its arity, counts it.
-pub fn execute(client: &mut Client, args: &[&[u8]], out: &mut Output) -> (Outcome, Option<&'static Command>) {
+pub fn execute(
+    client: &mut Client,
+    args: &[&[u8]],
+    out: &mut Output,
+) -> (Outcome, Option<&'static Command>) {
     let Some(name) = args.first() else { return (Outcome::Done, None) };
     let Some((index, command)) = look_up(name) else {
         out.error(&unknown(name, &args[1..]));
@@ -177,7 +181,10 @@ pub fn execute(client: &mut Client, args: &[&[u8]], out: &mut Output) -> (Outcom
 }
 
 fn look_up(name: &[u8]) -> Option<(usize, &'static Command)> {
-    COMMANDS.iter().enumerate().find(|(_, command)| name.eq_ignore_ascii_case(command.name.as_bytes()))
+    COMMANDS
+        .iter()
+        .enumerate()
+        .find(|(_, command)| name.eq_ignore_ascii_case(command.name.as_bytes()))
 }
 
 /// Redis's text, on which clients rely to tell what a server lacks.
@@ -202,7 +209,8 @@ pub struct CommandCounters {
 impl CommandCounters {
     /// Looks them up once, so that counting is an addition.
     pub fn new(metrics: &Metrics) -> Self {
-        let counter = |name: &str, outcome: &str| metrics.commands.with_label_values(&[name, outcome]);
+        let counter =
+            |name: &str, outcome: &str| metrics.commands.with_label_values(&[name, outcome]);
         Self {
             by_command: COMMANDS
                 .iter()
@@ -321,7 +329,10 @@ impl Protocol {
 }
 
 /// Runs `work` away from the connection and answers its result.
-fn reply_from(work: impl Future<Output = Result<Value>> + Send + 'static, prefix: &'static str) -> Outcome {
+fn reply_from(
+    work: impl Future<Output = Result<Value>> + Send + 'static,
+    prefix: &'static str,
+) -> Outcome {
     Outcome::Run(Box::pin(async move {
         work.await.unwrap_or_else(|error| Value::Error(format!("{prefix} {error}")))
     }))

@@ -162,7 +162,8 @@ impl Connection {
                     return Step::Close;
                 }
             };
-            let (outcome, _) = execute(&mut self.client, &self.scanner.args(&self.input), &mut self.out);
+            let (outcome, _) =
+                execute(&mut self.client, &self.scanner.args(&self.input), &mut self.out);
             let step = self.after(outcome);
             if !matches!(step, Some(Step::Wait(..) | Step::Flush)) {
                 self.input.advance(len);

@@ -161,7 +161,8 @@ impl Scanner {
         };
         let line = &buffer[..end];
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let (bytes, args) = split_inline(line).ok_or_else(|| error("unbalanced quotes in request"))?;
+        let (bytes, args) =
+            split_inline(line).ok_or_else(|| error("unbalanced quotes in request"))?;
         self.inline = Some(bytes);
         self.args = args;
         Ok(Some(end + 1))
@@ -250,7 +251,10 @@ fn quoted(line: &[u8], at: usize, bytes: &mut Vec<u8>) -> Option<usize> {
 
 fn hex(line: &[u8], at: usize) -> Option<u8> {
     let digits = std::str::from_utf8(line.get(at..at + 2)?).ok()?;
-    digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u8::from_str_radix(digits, 16).ok())?
+    digits
+        .bytes()
+        .all(|digit| digit.is_ascii_hexdigit())
+        .then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
 #[cfg(test)]
@@ -289,14 +293,22 @@ mod tests {
     fn check_error(input: &[u8], expect: &str) {
         for step in [1, input.len()] {
             let error = scan_all(input, step).expect_err("illegal");
-            assert_eq!(error.0, format!("ERR Protocol error: {expect}"), "{}", input.escape_ascii());
+            assert_eq!(
+                error.0,
+                format!("ERR Protocol error: {expect}"),
+                "{}",
+                input.escape_ascii()
+            );
         }
     }
 
     #[test]
     fn requests_are_found_wherever_reads_are_cut() {
         check(b"*1\r\n$4\r\nPING\r\n", &[&[b"PING"]]);
-        check(b"*2\r\n$4\r\nECHO\r\n$0\r\n\r\n*1\r\n$4\r\nPING\r\n", &[&[b"ECHO", b""], &[b"PING"]]);
+        check(
+            b"*2\r\n$4\r\nECHO\r\n$0\r\n\r\n*1\r\n$4\r\nPING\r\n",
+            &[&[b"ECHO", b""], &[b"PING"]],
+        );
         check(b"*2\r\n$4\r\nECHO\r\n$4\r\n\r\n\r\n\r\n", &[&[b"ECHO", b"\r\n\r\n"]]);
         check(b"*3\r\n$0\r\n\r\n$0\r\n\r\n$1\r\nx\r\n", &[&[b"", b"", b"x"]]);
         check(b"*0\r\n*-1\r\n\r\nPING\r\n", &[&[b"PING"]]);
@@ -320,10 +332,16 @@ mod tests {
         check_error(b"ECHO \"a\r\n", "unbalanced quotes in request");
         check_error(b"ECHO \"a\"b\r\n", "unbalanced quotes in request");
         let long = vec![b'x'; LINE_BYTES_MAX + 2];
-        assert_eq!(scan_all(&long, 4096).expect_err("long").0, "ERR Protocol error: too big inline request");
+        assert_eq!(
+            scan_all(&long, 4096).expect_err("long").0,
+            "ERR Protocol error: too big inline request"
+        );
         let mut long = vec![b'1'; LINE_BYTES_MAX + 2];
         long[0] = b'*';
-        assert_eq!(scan_all(&long, 4096).expect_err("long").0, "ERR Protocol error: too big mbulk count string");
+        assert_eq!(
+            scan_all(&long, 4096).expect_err("long").0,
+            "ERR Protocol error: too big mbulk count string"
+        );
     }
 
     #[test]
@@ -334,7 +352,10 @@ mod tests {
             input.resize(input.len() + (1 << 20), b'x');
             input.extend_from_slice(b"\r\n");
         }
-        assert_eq!(scan_all(&input, 65536).expect_err("too big").0, "ERR Protocol error: too big request");
+        assert_eq!(
+            scan_all(&input, 65536).expect_err("too big").0,
+            "ERR Protocol error: too big request"
+        );
     }
 
     proptest::proptest! {

@@ -162,7 +162,9 @@ impl Output {
         self.errors += 1;
         self.write(|out| {
             out.push(b'-');
-            out.extend(text.bytes().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte }));
+            out.extend(
+                text.bytes().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte }),
+            );
             out.extend_from_slice(b"\r\n");
         });
     }
@@ -274,7 +276,10 @@ mod tests {
             let mut output = Output::default();
             output.set_protocol(protocol);
             write(&mut output);
-            assert_eq!(output.sendable().escape_ascii().to_string(), expect.as_bytes().escape_ascii().to_string());
+            assert_eq!(
+                output.sendable().escape_ascii().to_string(),
+                expect.as_bytes().escape_ascii().to_string()
+            );
         }
     }
 
@@ -305,7 +310,11 @@ mod tests {
         output.int(7);
         output.null();
         let (frame, _) = decode2(output.sendable()).expect("legal").expect("complete");
-        let expect = Frame2::Array(vec![Frame2::BulkString(b"a\r\nb\xff".to_vec()), Frame2::Integer(7), Frame2::Null]);
+        let expect = Frame2::Array(vec![
+            Frame2::BulkString(b"a\r\nb\xff".to_vec()),
+            Frame2::Integer(7),
+            Frame2::Null,
+        ]);
         assert_eq!(frame, expect);
 
         let mut output = Output::default();

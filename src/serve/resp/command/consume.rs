@@ -49,14 +49,16 @@ impl Subscription {
 
     fn add(&mut self, index: usize, key: &[u8]) -> Result<(), String> {
         let shown = text(key);
-        let key = std::str::from_utf8(key).map_err(|_| format!("CONS Cannot parse topics from `{shown}`"))?;
+        let key = std::str::from_utf8(key)
+            .map_err(|_| format!("CONS Cannot parse topics from `{shown}`"))?;
         let mut parts = key.splitn(3, ':');
         let form = match parts.next() {
             Some("topics") => Representation::Topics,
             Some("json") => Representation::Json,
             _ => return Err(format!("CONS Cannot parse topics from `{shown}`")),
         };
-        let topics = parts.next().ok_or_else(|| format!("CONS Cannot parse topics from `{shown}`"))?;
+        let topics =
+            parts.next().ok_or_else(|| format!("CONS Cannot parse topics from `{shown}`"))?;
         if topics.is_empty() || topics.split(',').any(str::is_empty) {
             return Err(format!("CONS Not enough topics in `{shown}`"));
         }
@@ -71,9 +73,13 @@ impl Subscription {
             config => match serde_json::from_str(config) {
                 Ok(Json::Object(asked)) => self.asked.extend(asked),
                 Ok(_) => {
-                    return Err(format!("CONS Error parsing configuration from '{config}'; it is no JSON object"));
+                    return Err(format!(
+                        "CONS Error parsing configuration from '{config}'; it is no JSON object"
+                    ));
                 }
-                Err(why) => return Err(format!("CONS Error parsing configuration from '{config}'; {why}")),
+                Err(why) => {
+                    return Err(format!("CONS Error parsing configuration from '{config}'; {why}"));
+                }
             },
         }
         Ok(())
@@ -101,7 +107,9 @@ impl Subscription {
 enum Next {
     Record(Record),
     /// Nothing, and whether waiting is pointless.
-    Nothing { at_end: bool },
+    Nothing {
+        at_end: bool,
+    },
     /// Not yet: wait for this, then come again.
     Wait(Outcome),
     Error(String),
@@ -163,7 +171,11 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
             out.error(&why);
             return Outcome::Done;
         }
-        Next::Nothing { at_end } if at_end || client.timed_out() || client.transaction.is_running() => None,
+        Next::Nothing { at_end }
+            if at_end || client.timed_out() || client.transaction.is_running() =>
+        {
+            None
+        }
         Next::Nothing { .. } => return wait(client, deadline),
     };
     client.last_delivered.clear();
@@ -177,7 +189,9 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
             // What is ready, up to what one reply may hold.
             while records.len() < count && bytes < client.gateway.config.output_bytes_max {
                 let Next::Record(record) = next(client, &keys, deadline) else { break };
-                bytes += record.payload().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len) + 64;
+                bytes += record.payload().map_or(0, <[u8]>::len)
+                    + record.key().map_or(0, <[u8]>::len)
+                    + 64;
                 records.push(record);
             }
             out.array(records.len());
@@ -205,7 +219,8 @@ fn next(client: &mut Client, keys: &[&[u8]], deadline: Option<Instant>) -> Next 
     if client.gateway.is_stopping() {
         return Next::Error("CONS Server shutdown".to_owned());
     }
-    if let Some(failure) = client.resumed.as_ref().and_then(|resumed| resumed.failure.lock().take()) {
+    if let Some(failure) = client.resumed.as_ref().and_then(|resumed| resumed.failure.lock().take())
+    {
         return Next::Error(registration_failed(client, &failure));
     }
     if client.lease.is_none() {
@@ -265,7 +280,8 @@ fn register(client: &mut Client) -> Result<(), String> {
 fn registration_failed(client: &mut Client, why: &Error) -> String {
     client.lease = None;
     let id = client.info.name().unwrap_or_default();
-    let topics = client.subscription.take().map(|parsed| parsed.topics.join(",")).unwrap_or_default();
+    let topics =
+        client.subscription.take().map(|parsed| parsed.topics.join(",")).unwrap_or_default();
     format!("CONS Failed to register Consumer '{id}|{topics}' for Client '{id}': {why}")
 }
 
@@ -299,7 +315,10 @@ fn wait(client: &mut Client, deadline: Option<Instant>) -> Outcome {
 /// the key.
 fn deliver(client: &mut Client, record: &mut Record, out: &mut Output, keys: Option<&[&[u8]]>) {
     let topic = record.topic();
-    let form = client.subscription.as_ref().map_or((0, Representation::Topics), |parsed| parsed.form(topic));
+    let form = client
+        .subscription
+        .as_ref()
+        .map_or((0, Representation::Topics), |parsed| parsed.form(topic));
     client.last_delivered.push(Ack {
         topic: topic.to_owned(),
         partition: record.partition(),
@@ -359,9 +378,10 @@ fn put_bytes(document: &mut Map<String, Json>, name: &str, bytes: Option<&[u8]>)
     match bytes.map(std::str::from_utf8) {
         None => document.insert(name.into(), Json::Null),
         Some(Ok(text)) => document.insert(name.into(), text.into()),
-        Some(Err(_)) => {
-            document.insert(format!("{name}_base64"), BASE64_STANDARD.encode(bytes.unwrap_or_default()).into())
-        }
+        Some(Err(_)) => document.insert(
+            format!("{name}_base64"),
+            BASE64_STANDARD.encode(bytes.unwrap_or_default()).into(),
+        ),
     };
 }
 
@@ -397,12 +417,19 @@ mod tests {
             (&["topics:a:"], &["a"], "{}"),
             (&["topics:b,a"], &["b", "a"], "{}"),
             (&["topics:a", "json:b,a"], &["a", "b"], "{}"),
-            (&[r#"topics:a:{"auto.offset.reset":"latest"}"#], &["a"], r#"{"auto.offset.reset":"latest"}"#),
+            (
+                &[r#"topics:a:{"auto.offset.reset":"latest"}"#],
+                &["a"],
+                r#"{"auto.offset.reset":"latest"}"#,
+            ),
             (&[r#"json:a:{"x":"y:z"}"#], &["a"], r#"{"x":"y:z"}"#),
         ];
         for (keys, topics, asked) in cases {
             let (parsed, options) = parse(keys).expect("legal");
-            assert_eq!((parsed.as_slice(), options.as_str()), (topics.map_strings().as_slice(), *asked));
+            assert_eq!(
+                (parsed.as_slice(), options.as_str()),
+                (topics.map_strings().as_slice(), *asked)
+            );
         }
     }
 
@@ -440,7 +467,11 @@ mod tests {
         assert_eq!(seconds(b"1"), Ok(Some(Duration::from_secs(1))));
         assert_eq!(seconds(b"0.25"), Ok(Some(Duration::from_millis(250))));
         for bad in ["", "x", "nan", "inf", "1e40", "\u{e4}"] {
-            assert_eq!(seconds(bad.as_bytes()), Err("ERR timeout is not a float or out of range"), "{bad}");
+            assert_eq!(
+                seconds(bad.as_bytes()),
+                Err("ERR timeout is not a float or out of range"),
+                "{bad}"
+            );
         }
         assert_eq!(seconds(b"-1"), Err("ERR timeout is negative"));
     }

@@ -17,23 +17,33 @@ pub fn keys(client: &mut Client, args: &[&[u8]], _: &mut Output) -> Outcome {
     // rafka's way to ask for all.
     let pattern = if pattern == PREFIX.as_bytes() { b"*".to_vec() } else { pattern.to_vec() };
     let producer = client.gateway.producer.clone();
-    reply_from(async move { Ok(Value::Array(matching(&producer, &pattern).await?)) }, "ERR Error getting metadata:")
+    reply_from(
+        async move { Ok(Value::Array(matching(&producer, &pattern).await?)) },
+        "ERR Error getting metadata:",
+    )
 }
 
 pub fn scan(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
     let mut pattern = b"*".to_vec();
     let mut lists = true;
     let options = args.get(2..).unwrap_or_default();
-    if args.get(1).and_then(|cursor| std::str::from_utf8(cursor).ok()?.parse::<u64>().ok()).is_none() {
+    if args
+        .get(1)
+        .and_then(|cursor| std::str::from_utf8(cursor).ok()?.parse::<u64>().ok())
+        .is_none()
+    {
         out.error("ERR invalid cursor");
         return Outcome::Done;
     }
     for pair in options.chunks(2) {
         match pair {
             [option, value] if option.eq_ignore_ascii_case(b"MATCH") => pattern = value.to_vec(),
-            [option, value] if option.eq_ignore_ascii_case(b"TYPE") => lists = value.eq_ignore_ascii_case(b"list"),
+            [option, value] if option.eq_ignore_ascii_case(b"TYPE") => {
+                lists = value.eq_ignore_ascii_case(b"list")
+            }
             [option, value]
-                if option.eq_ignore_ascii_case(b"COUNT") && super::integer(value).is_some_and(|count| count > 0) => {}
+                if option.eq_ignore_ascii_case(b"COUNT")
+                    && super::integer(value).is_some_and(|count| count > 0) => {}
             _ => {
                 out.error("ERR syntax error");
                 return Outcome::Done;
@@ -130,7 +140,9 @@ pub fn exists(client: &mut Client, args: &[&[u8]], _: &mut Output) -> Outcome {
             let topics = producer.topics().await?;
             let known = |key: &&String| {
                 key.as_str() == "stats"
-                    || key.strip_prefix(PREFIX).is_some_and(|name| topics.iter().any(|topic| topic.name == name))
+                    || key
+                        .strip_prefix(PREFIX)
+                        .is_some_and(|name| topics.iter().any(|topic| topic.name == name))
             };
             Ok(Value::Int(keys.iter().filter(known).count() as i64))
         },
@@ -210,7 +222,10 @@ pub fn info(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
     let gateway = &client.gateway;
     let asked: Vec<String> = args.iter().skip(1).map(|name| text(name).to_lowercase()).collect();
     let wants = |name: &str| {
-        asked.is_empty() || asked.iter().any(|asked| [name, "all", "everything", "default"].contains(&asked.as_str()))
+        asked.is_empty()
+            || asked
+                .iter()
+                .any(|asked| [name, "all", "everything", "default"].contains(&asked.as_str()))
     };
     let mut page = String::new();
     let mut section = |title: &str, rows: &[(&str, String)]| {
@@ -329,7 +344,9 @@ pub fn command(_: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
                 docs(command, out);
             }
         }
-        Some(other) => out.error(&format!("ERR unknown subcommand '{}'. Try COMMAND DOCS.", text(other))),
+        Some(other) => {
+            out.error(&format!("ERR unknown subcommand '{}'. Try COMMAND DOCS.", text(other)))
+        }
     }
     Outcome::Done
 }

@@ -9,7 +9,8 @@ use crate::serve::resp::reply::{Output, Value};
 use crate::stream::acks::parse_acks;
 
 /// rafka's text for a produce key that is none.
-const BAD_KEY: &str = "PROD First argument must be in the form of 'topics:<topic>' or 'topics:<topic>:<key>'";
+const BAD_KEY: &str =
+    "PROD First argument must be in the form of 'topics:<topic>' or 'topics:<topic>:<key>'";
 
 /// Longest wait of DUMP, in milliseconds.
 const DUMP_MILLIS_MAX: i64 = 3_600_000;
@@ -38,7 +39,9 @@ pub fn rpush(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
     let [_, key, values @ ..] = args else { return Outcome::Done };
     match *key {
         b"acks" => ack(client, values, out),
-        key if key.starts_with(b"topics:") || key.starts_with(b"topic:") => produce(client, key, values, out),
+        key if key.starts_with(b"topics:") || key.starts_with(b"topic:") => {
+            produce(client, key, values, out)
+        }
         _ => {
             out.error("CONS You can only RPUSH to the 'acks' key");
             Outcome::Done
@@ -151,7 +154,9 @@ pub fn dump(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
     }
     let timeout = Duration::from_millis(millis.clamp(0, DUMP_MILLIS_MAX).unsigned_abs());
     let (producer, account) = (client.gateway.producer.clone(), client.account.clone());
-    Outcome::Run(Box::pin(async move { Value::Int(producer.drain(&account, timeout).await as i64) }))
+    Outcome::Run(Box::pin(
+        async move { Value::Int(producer.drain(&account, timeout).await as i64) },
+    ))
 }
 
 #[cfg(test)]

@@ -107,8 +107,10 @@ fn authenticate(user: Option<&[u8]>) -> Result<(), &'static str> {
     match user {
         Some(b"default") => Ok(()),
         Some(_) => Err("WRONGPASS invalid username-password pair or user is disabled."),
-        None => Err("ERR AUTH <password> called without any password configured for the default user. Are you \
-                     sure your configuration is correct?"),
+        None => Err(
+            "ERR AUTH <password> called without any password configured for the default user. Are you \
+                     sure your configuration is correct?",
+        ),
     }
 }
 
@@ -130,7 +132,10 @@ pub fn quit(client: &mut Client, _: &[&[u8]], out: &mut Output) -> Outcome {
 
 pub fn reset(client: &mut Client, _: &[&[u8]], out: &mut Output) -> Outcome {
     client.gateway.clients.unmonitor(&client.info);
-    *client = Client { account: client.account.clone(), ..Client::new(client.gateway.clone(), client.info.clone()) };
+    *client = Client {
+        account: client.account.clone(),
+        ..Client::new(client.gateway.clone(), client.info.clone())
+    };
     client.info.said.lock().name = None;
     client.info.protocol.store(2, Ordering::Relaxed);
     out.set_protocol(Protocol::Resp2);
@@ -169,7 +174,10 @@ pub fn client(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome 
             }
         }
         (b"setname" | b"getname" | b"id" | b"info" | b"setinfo" | b"no-evict" | b"no-touch", _) => {
-            out.error(&format!("ERR wrong number of arguments for 'client|{}' command", text(&subcommand)));
+            out.error(&format!(
+                "ERR wrong number of arguments for 'client|{}' command",
+                text(&subcommand)
+            ));
         }
         _ => {
             let name = args.get(1).copied().unwrap_or_default();
@@ -182,7 +190,9 @@ pub fn client(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome 
 /// Any name is taken; what it means is found out when the connection pops or acks. One with a colon stays.
 fn set_name(client: &mut Client, name: &[u8]) -> Result<(), String> {
     if !name.iter().all(u8::is_ascii_graphic) {
-        return Err("ERR Client names cannot contain spaces, newlines or special characters.".to_owned());
+        return Err(
+            "ERR Client names cannot contain spaces, newlines or special characters.".to_owned()
+        );
     }
     let name = text(name);
     let mut said = client.info.said.lock();
@@ -198,7 +208,10 @@ fn set_name(client: &mut Client, name: &[u8]) -> Result<(), String> {
 
 fn set_info(info: &ClientInfo, what: &[u8], value: &[u8]) -> Result<(), String> {
     if !value.iter().all(u8::is_ascii_graphic) {
-        return Err(format!("ERR {} cannot contain spaces, newlines or special characters.", text(what)));
+        return Err(format!(
+            "ERR {} cannot contain spaces, newlines or special characters.",
+            text(what)
+        ));
     }
     let mut said = info.said.lock();
     if what.eq_ignore_ascii_case(b"lib-name") {

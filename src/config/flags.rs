@@ -1,0 +1,291 @@
+//! What the user typed: the command line and its `KARROW_…` twins in the environment.
+//!
+//! [`Settings`] is one list read twice: by clap from flags and environment, by serde from
+//! karrow.toml. So every setting has the same name in all three places.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Deserializer};
+
+use super::units::{ByteSize, Span, from_text};
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "karrow", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the gateway until SIGTERM or SIGINT
+    Serve(ServeFlags),
+    /// List, create and delete topics, on any Kafka
+    Topics(TopicsFlags),
+}
+
+/// `karrow serve`.
+#[derive(Debug, Default, Args)]
+pub struct ServeFlags {
+    /// Configuration file: *.json is librdkafka's, *.toml is karrow's; one of each at most
+    #[arg(short, long, value_name = "FILE", env = "KARROW_CONFIG", value_delimiter = ',')]
+    pub config: Vec<PathBuf>,
+
+    /// All that karrow.toml may hold, too.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// `karrow topics`.
+#[derive(Debug, Args)]
+pub struct TopicsFlags {
+    /// Configuration file: *.json is librdkafka's, *.toml is karrow's; one of each at most
+    // Short only: `--config` is a topic's setting here, as in Kafka's own tools.
+    #[arg(
+        short = 'c',
+        value_name = "FILE",
+        env = "KARROW_CONFIG",
+        value_delimiter = ',',
+        global = true
+    )]
+    pub files: Vec<PathBuf>,
+
+    /// Kafka's addresses [default: localhost:9092]
+    #[arg(long, value_name = "HOST:PORT,…", env = "KARROW_BROKERS", global = true)]
+    pub brokers: Option<String>,
+
+    /// How long to wait for Kafka
+    #[arg(long, value_name = "DURATION", default_value = "10s", global = true)]
+    pub timeout: Span,
+
+    /// What to do with topics.
+    #[command(subcommand)]
+    pub command: TopicsCommand,
+}
+
+/// The subcommands of `karrow topics`.
+#[derive(Debug, Subcommand)]
+pub enum TopicsCommand {
+    /// Print one line per topic: its name and how many partitions it has
+    List,
+    /// Create topics
+    Create {
+        /// Names of the topics
+        #[arg(required = true, value_name = "TOPIC")]
+        topics: Vec<String>,
+        /// Partitions of each
+        #[arg(long, default_value_t = 1, value_name = "N",
+              value_parser = clap::value_parser!(i32).range(1..=10_000))]
+        partitions: i32,
+        /// Copies of each partition; -1 is the brokers' default
+        #[arg(long, default_value_t = 1, value_name = "R", allow_hyphen_values = true,
+              value_parser = clap::value_parser!(i32).range(-1..=100))]
+        replication_factor: i32,
+        /// A topic setting such as retention.ms=60000; may be repeated
+        #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+        config: Vec<(String, String)>,
+    },
+    /// Delete topics and all that is in them
+    Delete {
+        /// Names of the topics
+        #[arg(required = true, value_name = "TOPIC")]
+        topics: Vec<String>,
+    },
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+/// Every setting of `karrow serve`, each absent until somebody gives it.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Settings {
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS", env = "KARROW_HOST")]
+    pub host: Option<Host>,
+
+    /// Port for Redis clients; 0 lets the system choose [default: 6380]
+    #[arg(short, long, value_name = "PORT", env = "KARROW_PORT")]
+    pub port: Option<u16>,
+
+    /// Port for /metrics, /livez and /readyz; `off` for none [default: 8080]
+    #[arg(long, value_name = "PORT", env = "KARROW_HTTP_PORT")]
+    pub http_port: Option<HttpPort>,
+
+    /// Kafka's addresses [default: localhost:9092]
+    #[arg(long, value_name = "HOST:PORT,…", env = "KARROW_BROKERS")]
+    pub brokers: Option<String>,
+
+    /// Topics to create in the embedded broker
+    #[arg(long, value_name = "TOPIC,…", env = "KARROW_TOPICS", value_delimiter = ',')]
+    pub topics: Option<Vec<String>>,
+
+    /// Run a durable Kafka-compatible broker in this process; no other Kafka is needed
+    #[arg(long, value_name = "BOOL", env = "KARROW_EMBEDDED", num_args = 0..=1, hide_possible_values = true,
+          require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub embedded: Option<bool>,
+
+    /// Where the embedded broker keeps its data [default: ./karrow-data]
+    #[arg(long, value_name = "DIR", env = "KARROW_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Port of the embedded broker, on 127.0.0.1, for ordinary Kafka clients [default: 9092]
+    #[arg(long, value_name = "PORT", env = "KARROW_KAFKA_PORT")]
+    pub kafka_port: Option<u16>,
+
+    /// Threads that serve connections; 0 is half of the cores [default: 0]
+    #[arg(long, value_name = "N", env = "KARROW_IO_THREADS")]
+    pub io_threads: Option<usize>,
+
+    /// Connections at a time [default: 10000]
+    #[arg(long, value_name = "N", env = "KARROW_MAX_CLIENTS")]
+    pub max_clients: Option<usize>,
+
+    /// Largest argument of a request; never below the producer's message.max.bytes [default: 32MiB]
+    #[arg(long, value_name = "SIZE", env = "KARROW_BULK_LIMIT")]
+    pub bulk_limit: Option<ByteSize>,
+
+    /// Replies that may wait for a slow reader before its next command does [default: 1MiB]
+    #[arg(long, value_name = "SIZE", env = "KARROW_OUTPUT_LIMIT")]
+    pub output_limit: Option<ByteSize>,
+
+    /// How long a new session's LPOP waits for its first assignment and fetch [default: 5s]
+    #[arg(long, value_name = "DURATION", env = "KARROW_LPOP_WAIT")]
+    pub lpop_wait: Option<Span>,
+
+    /// Bytes one connection may have on the way to Kafka before its next command waits [default: 16MiB]
+    #[arg(long, value_name = "SIZE", env = "KARROW_CONNECTION_INFLIGHT")]
+    pub connection_inflight: Option<ByteSize>,
+
+    /// Bytes one topic may have on the way to Kafka before the next command waits [default: 64MiB]
+    #[arg(long, value_name = "SIZE", env = "KARROW_TOPIC_INFLIGHT")]
+    pub topic_inflight: Option<ByteSize>,
+
+    /// Serve remote clients although no users are configured
+    #[arg(long, value_name = "BOOL", env = "KARROW_NO_PROTECTED_MODE", num_args = 0..=1, hide_possible_values = true,
+          require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub no_protected_mode: Option<bool>,
+
+    /// How long a shutdown may take before the process exits anyway [default: 30s]
+    #[arg(long, value_name = "DURATION", env = "KARROW_SHUTDOWN_GRACE")]
+    pub shutdown_grace: Option<Span>,
+
+    /// How log lines look, on stderr [default: text]
+    #[arg(long, value_name = "FORMAT", env = "KARROW_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// error, warn, info, debug or trace; or directives such as info,librdkafka=debug [default: info]
+    #[arg(long, value_name = "LEVEL", env = "KARROW_LOG_LEVEL")]
+    pub log_level: Option<String>,
+}
+
+impl Settings {
+    /// Each setting of `self`, where it is given, else the one of `lower`.
+    pub fn or(self, lower: Self) -> Self {
+        Self {
+            host: self.host.or(lower.host),
+            port: self.port.or(lower.port),
+            http_port: self.http_port.or(lower.http_port),
+            brokers: self.brokers.or(lower.brokers),
+            topics: self.topics.or(lower.topics),
+            embedded: self.embedded.or(lower.embedded),
+            data_dir: self.data_dir.or(lower.data_dir),
+            kafka_port: self.kafka_port.or(lower.kafka_port),
+            io_threads: self.io_threads.or(lower.io_threads),
+            max_clients: self.max_clients.or(lower.max_clients),
+            bulk_limit: self.bulk_limit.or(lower.bulk_limit),
+            output_limit: self.output_limit.or(lower.output_limit),
+            lpop_wait: self.lpop_wait.or(lower.lpop_wait),
+            connection_inflight: self.connection_inflight.or(lower.connection_inflight),
+            topic_inflight: self.topic_inflight.or(lower.topic_inflight),
+            no_protected_mode: self.no_protected_mode.or(lower.no_protected_mode),
+            shutdown_grace: self.shutdown_grace.or(lower.shutdown_grace),
+            log_format: self.log_format.or(lower.log_format),
+            log_level: self.log_level.or(lower.log_level),
+        }
+    }
+}
+
+/// An address to listen on. Names are not resolved: a start must not wait for DNS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host(pub IpAddr);
+
+impl FromStr for Host {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "localhost" => Ok(Self(Ipv4Addr::LOCALHOST.into())),
+            _ => text.parse().map(Self).map_err(|_| {
+                format!("'{text}' is no address to listen on, try 127.0.0.1, 0.0.0.0 or ::")
+            }),
+        }
+    }
+}
+
+/// A port, or no HTTP at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpPort {
+    /// Serve no HTTP.
+    Off,
+    /// Serve it here; 0 lets the system choose.
+    On(u16),
+}
+
+impl FromStr for HttpPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            _ => text
+                .parse()
+                .map(Self::On)
+                .map_err(|_| format!("'{text}' is neither a port (0 to 65535) nor `off`")),
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Host {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        from_text(input)
+    }
+}
+
+impl<'de> Deserialize<'de> for HttpPort {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        from_text(input)
+    }
+}

@@ -1,0 +1,499 @@
+//! The embedded broker as Kafka clients see it, also across its restarts.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use karrow::config::{EmbeddedConfig, KafkaOptions};
+use karrow::error::ErrorKind;
+use karrow::kafka::admin::{Admin, TopicSpec, ensure_topics};
+use karrow::kafka::embedded::EmbeddedBroker;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, ClientContext};
+use tokio::runtime::Runtime;
+
+use crate::support::{DEADLINE, eventually};
+
+/// A broker over a directory, with a runtime to start and stop it from a plain test.
+struct Broker {
+    runtime: Runtime,
+    dir: tempfile::TempDir,
+    addr: SocketAddr,
+    broker: Option<EmbeddedBroker>,
+}
+
+impl Broker {
+    fn start() -> Self {
+        let runtime = Runtime::new().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let broker = runtime.block_on(EmbeddedBroker::start(&config(dir.path(), 0))).unwrap();
+        Self { runtime, addr: broker.addr(), broker: Some(broker), dir }
+    }
+
+    fn stop(&mut self) {
+        self.runtime.block_on(self.broker.take().unwrap().shutdown());
+    }
+
+    /// Stops it, and starts it over the same data at the same address.
+    fn restart(&mut self) {
+        self.stop();
+        let config = config(self.dir.path(), self.addr.port());
+        self.broker = Some(self.runtime.block_on(EmbeddedBroker::start(&config)).unwrap());
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.addr.to_string());
+        config.set("reconnect.backoff.max.ms", "200");
+        config.set("log_level", "0");
+        config
+    }
+
+    fn options(&self) -> KafkaOptions {
+        KafkaOptions::from([("bootstrap.servers".to_owned(), self.addr.to_string())])
+    }
+
+    fn create(&self, topic: &str, partitions: i32) {
+        let admin = Admin::new(&self.options(), DEADLINE).unwrap();
+        let spec = TopicSpec { partitions, ..TopicSpec::new(topic) };
+        let results = self.runtime.block_on(admin.create(&[spec])).unwrap();
+        results.into_iter().for_each(|result| result.unwrap());
+    }
+
+    fn idempotent_producer(&self) -> TestProducer {
+        self.client()
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "0")
+            .create_with_context(Deliveries::default())
+            .unwrap()
+    }
+
+    fn consumer(&self, group: &str) -> BaseConsumer {
+        self.client()
+            .set("group.id", group)
+            .set("auto.offset.reset", "earliest")
+            .set("enable.auto.commit", "false")
+            .create()
+            .unwrap()
+    }
+
+    fn assigned(&self, topic: &str, offset: Offset) -> BaseConsumer {
+        let consumer = self.consumer("unused");
+        let mut positions = TopicPartitionList::new();
+        positions.add_partition_offset(topic, 0, offset).unwrap();
+        consumer.assign(&positions).unwrap();
+        consumer
+    }
+}
+
+fn config(dir: &Path, port: u16) -> EmbeddedConfig {
+    EmbeddedConfig {
+        data_dir: dir.to_path_buf(),
+        kafka_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+    }
+}
+
+/// Counts what became of each message.
+#[derive(Clone, Default)]
+struct Deliveries {
+    failed: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+impl ClientContext for Deliveries {}
+
+impl rdkafka::producer::ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &rdkafka::producer::DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.failed.lock().unwrap().push(error.to_string());
+        }
+    }
+}
+
+type TestProducer = BaseProducer<Deliveries>;
+
+fn send(producer: &TestProducer, topic: &str, value: &[u8]) {
+    let record = BaseRecord::<'_, [u8], [u8]>::to(topic).payload(value);
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+}
+
+fn flush(producer: &TestProducer) {
+    producer.flush(DEADLINE).unwrap();
+    assert_eq!(*producer.context().failed.lock().unwrap(), Vec::<String>::new());
+}
+
+fn next(consumer: &BaseConsumer) -> (i64, Vec<u8>) {
+    eventually("a message", || {
+        let message = consumer.poll(Duration::from_millis(100))?.ok()?;
+        Some((message.offset(), message.payload().unwrap_or_default().to_vec()))
+    })
+}
+
+#[test]
+fn what_is_produced_idempotently_survives_restarts_once_and_in_order() {
+    let mut broker = Broker::start();
+    broker.create("orders", 1);
+    let producer = broker.idempotent_producer();
+    let mut sent = 0;
+    for round in 0..3 {
+        for _ in 0..200 {
+            send(&producer, "orders", format!("{sent}").as_bytes());
+            sent += 1;
+        }
+        if round == 2 {
+            break;
+        }
+        // Some are on their way while the broker goes: the producer sends them again.
+        producer.poll(Duration::from_millis(5));
+        broker.restart();
+    }
+    flush(&producer);
+    // A second producer gets an id of its own.
+    let second = broker.idempotent_producer();
+    send(&second, "orders", b"last");
+    flush(&second);
+    let consumer = broker.assigned("orders", Offset::Beginning);
+    for expected in 0..sent {
+        assert_eq!(next(&consumer), (expected, format!("{expected}").into_bytes()));
+    }
+    assert_eq!(next(&consumer), (sent, b"last".to_vec()));
+}
+
+#[test]
+fn a_group_goes_on_where_it_committed_before_the_restart() {
+    let mut broker = Broker::start();
+    broker.create("orders", 1);
+    let producer = broker.idempotent_producer();
+    (0..5).for_each(|i| send(&producer, "orders", format!("{i}").as_bytes()));
+    flush(&producer);
+    let consumer = broker.consumer("readers");
+    consumer.subscribe(&["orders"]).unwrap();
+    assert_eq!(next(&consumer).0, 0);
+    assert_eq!(next(&consumer).0, 1);
+    let mut position = TopicPartitionList::new();
+    position.add_partition_offset("orders", 0, Offset::Offset(2)).unwrap();
+    consumer.commit(&position, CommitMode::Sync).unwrap();
+
+    // The same member, with an id that the restarted broker does not know...
+    broker.restart();
+    assert_eq!(next(&consumer).0, 2);
+    // ...which dies without a word, and the next one, which must not wait for its session timeout.
+    std::mem::forget(consumer);
+    broker.restart();
+}
+
+#[test]
+fn a_new_member_does_not_wait_for_members_from_before_the_restart() {
+    let mut broker = Broker::start();
+    broker.create("orders", 1);
+    let producer = broker.idempotent_producer();
+    send(&producer, "orders", b"1");
+    flush(&producer);
+    let mut child = member_process(&broker, "readers");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    broker.restart();
+    let start = Instant::now();
+    let consumer = broker.consumer("readers");
+    consumer.subscribe(&["orders"]).unwrap();
+    assert_eq!(next(&consumer).0, 0);
+    assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
+}
+
+#[test]
+fn a_group_recovers_from_a_member_that_was_killed() {
+    let broker = Broker::start();
+    broker.create("orders", 1);
+    let producer = broker.idempotent_producer();
+    send(&producer, "orders", b"1");
+    flush(&producer);
+    let mut child = member_process(&broker, "readers");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let consumer = broker.consumer("readers");
+    consumer.subscribe(&["orders"]).unwrap();
+    assert_eq!(next(&consumer).0, 0);
+}
+
+/// A process that is a member of the group and has consumed, ready to be killed.
+fn member_process(broker: &Broker, group: &str) -> std::process::Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "embedded::member_process_body", "--nocapture"])
+        .env("MEMBER_OF", group)
+        .env("MEMBER_AT", broker.addr.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("consumed") {
+        line.clear();
+        let read = std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+        assert!(read > 0, "the member ended early");
+    }
+    child
+}
+
+/// Not a test of its own: what [`member_process`] runs.
+#[test]
+fn member_process_body() {
+    let (Ok(group), Ok(addr)) = (std::env::var("MEMBER_OF"), std::env::var("MEMBER_AT")) else {
+        return;
+    };
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", addr)
+        .set("group.id", group)
+        .set("auto.offset.reset", "earliest")
+        .set("session.timeout.ms", "6000")
+        .create()
+        .unwrap();
+    consumer.subscribe(&["orders"]).unwrap();
+    next(&consumer);
+    println!("\nconsumed");
+    let deadline = Instant::now() + DEADLINE;
+    while Instant::now() < deadline {
+        consumer.poll(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn two_members_share_the_partitions_and_one_takes_over_what_the_other_leaves() {
+    let broker = Broker::start();
+    broker.create("orders", 4);
+    let first = broker.consumer("readers");
+    first.subscribe(&["orders"]).unwrap();
+    let count = |consumer: &BaseConsumer| {
+        consumer.poll(Duration::from_millis(20));
+        consumer.assignment().unwrap().count()
+    };
+    eventually("all four for the first", || (count(&first) == 4).then_some(()));
+    let second = broker.consumer("readers");
+    second.subscribe(&["orders"]).unwrap();
+    eventually("two each", || (count(&first) == 2 && count(&second) == 2).then_some(()));
+    drop(first);
+    eventually("all four for the second", || (count(&second) == 4).then_some(()));
+}
+
+#[test]
+fn offsets_are_listed_and_reset_as_kafka_does() {
+    let broker = Broker::start();
+    broker.create("orders", 1);
+    let latest = broker.assigned("orders", Offset::End);
+    // Its place is the end as it is now, once it has asked for it.
+    eventually("the end", || latest.poll(Duration::from_millis(20)).is_none().then_some(()));
+    let producer = broker.idempotent_producer();
+    (0..3).for_each(|i| send(&producer, "orders", format!("{i}").as_bytes()));
+    flush(&producer);
+    let consumer = broker.consumer("readers");
+    assert_eq!(consumer.fetch_watermarks("orders", 0, DEADLINE).unwrap(), (0, 3));
+
+    let mut unknown = TopicPartitionList::new();
+    unknown.add_partition("orders", 0);
+    let committed = consumer.committed_offsets(unknown, DEADLINE).unwrap();
+    assert_eq!(committed.elements()[0].offset(), Offset::Invalid, "an unknown group has none");
+
+    // Behind the end: the reset policy decides, nothing hangs.
+    let beyond = broker.assigned("orders", Offset::Offset(99));
+    assert_eq!(next(&beyond).0, 0);
+
+    let mut times = TopicPartitionList::new();
+    times.add_partition_offset("orders", 0, Offset::Offset(0)).unwrap();
+    let by_time = consumer.offsets_for_times(times, DEADLINE).unwrap();
+    assert_eq!(by_time.elements()[0].offset(), Offset::Offset(0));
+}
+
+#[test]
+fn a_record_arrives_as_it_was_sent() {
+    let broker = Broker::start();
+    broker.create("orders", 1);
+    let producer = broker.idempotent_producer();
+    let headers = OwnedHeaders::new()
+        .insert(Header { key: "a", value: Some("1") })
+        .insert(Header { key: "empty", value: None::<&str> });
+    let record = BaseRecord::to("orders")
+        .key(b"key".as_slice())
+        .payload(b"\x00\xff".as_slice())
+        .timestamp(1_234_567_890_123)
+        .headers(headers);
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    let tombstone = BaseRecord::<'_, [u8], [u8]>::to("orders").key(b"key");
+    producer.send(tombstone).map_err(|(error, _)| error).unwrap();
+    flush(&producer);
+    let consumer = broker.assigned("orders", Offset::Beginning);
+    let message = eventually("the record", || {
+        consumer.poll(Duration::from_millis(100))?.ok().map(|m| m.detach())
+    });
+    assert_eq!(message.key(), Some(b"key".as_slice()));
+    assert_eq!(message.payload(), Some(b"\x00\xff".as_slice()));
+    assert_eq!(message.timestamp().to_millis(), Some(1_234_567_890_123));
+    let headers = message.headers().unwrap();
+    assert_eq!((headers.get(0).key, headers.get(0).value), ("a", Some(b"1".as_slice())));
+    assert_eq!((headers.get(1).key, headers.get(1).value), ("empty", None));
+    let message = eventually("the tombstone", || {
+        consumer.poll(Duration::from_millis(100))?.ok().map(|m| m.detach())
+    });
+    assert_eq!(message.payload(), None);
+}
+
+#[test]
+fn compressed_batches_come_back() {
+    let broker = Broker::start();
+    for codec in ["gzip", "zstd", "none"] {
+        let producer: TestProducer = broker
+            .client()
+            .set("compression.type", codec)
+            .create_with_context(Deliveries::default())
+            .unwrap();
+        for i in 0..100 {
+            send(&producer, codec, format!("{i:0100}").as_bytes());
+        }
+        flush(&producer);
+        let consumer = broker.assigned(codec, Offset::Beginning);
+        for i in 0..100 {
+            assert_eq!(next(&consumer), (i, format!("{i:0100}").into_bytes()), "{codec}");
+        }
+    }
+}
+
+#[test]
+fn a_record_larger_than_any_fetch_limit_arrives() {
+    let broker = Broker::start();
+    broker.create("orders", 1);
+    let producer: TestProducer = broker
+        .client()
+        .set("message.max.bytes", "40000000")
+        .create_with_context(Deliveries::default())
+        .unwrap();
+    let large = vec![7; 20 << 20];
+    send(&producer, "orders", b"small");
+    send(&producer, "orders", &large);
+    send(&producer, "orders", b"small again");
+    flush(&producer);
+    let consumer = broker.assigned("orders", Offset::Beginning);
+    assert_eq!(next(&consumer).0, 0);
+    assert_eq!(next(&consumer), (1, large));
+    assert_eq!(next(&consumer), (2, b"small again".to_vec()));
+}
+
+#[test]
+fn a_waiting_fetch_is_answered_at_once() {
+    let broker = Broker::start();
+    broker.create("orders", 1);
+    let producer = broker.idempotent_producer();
+    let consumer: BaseConsumer = {
+        let consumer: BaseConsumer = broker
+            .client()
+            .set("group.id", "unused")
+            .set("fetch.wait.max.ms", "10000")
+            .create()
+            .unwrap();
+        let mut positions = TopicPartitionList::new();
+        positions.add_partition_offset("orders", 0, Offset::Beginning).unwrap();
+        consumer.assign(&positions).unwrap();
+        consumer
+    };
+    send(&producer, "orders", b"first");
+    flush(&producer);
+    next(&consumer);
+    // By the second message the consumer's next fetch is waiting, up to ten seconds.
+    let start = Instant::now();
+    send(&producer, "orders", b"second");
+    flush(&producer);
+    next(&consumer);
+    assert!(start.elapsed() < Duration::from_secs(5), "took {:?}", start.elapsed());
+}
+
+#[test]
+fn producers_create_topics_and_consumers_do_not() {
+    let broker = Broker::start();
+    let consumer = broker.consumer("readers");
+    consumer.subscribe(&["later"]).unwrap();
+    assert!(consumer.poll(Duration::from_millis(500)).is_none_or(|message| message.is_err()));
+    assert!(Admin::new(&broker.options(), DEADLINE).unwrap().list().unwrap().is_empty());
+
+    let producer = broker.idempotent_producer();
+    send(&producer, "later", b"hello");
+    flush(&producer);
+    let consumer = broker.assigned("later", Offset::Beginning);
+    assert_eq!(next(&consumer), (0, b"hello".to_vec()));
+}
+
+#[test]
+fn topics_are_created_listed_and_deleted() {
+    let broker = Broker::start();
+    let admin = Admin::new(&broker.options(), DEADLINE).unwrap();
+    broker.create("b", 3);
+    let wanted = ["a".to_owned(), "b".to_owned()];
+    // Twice: what is there stays as it is.
+    for _ in 0..2 {
+        broker.runtime.block_on(ensure_topics(&broker.options(), &wanted, DEADLINE)).unwrap();
+    }
+    let listed = || {
+        let topics = admin.list().unwrap();
+        topics.into_iter().map(|topic| (topic.name, topic.partitions)).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(), [("a".to_owned(), 1), ("b".to_owned(), 3)]);
+
+    let results = broker.runtime.block_on(admin.create(&[TopicSpec::new("b")])).unwrap();
+    let error = results[0].as_ref().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.message().contains("topic 'b'"), "{error}");
+
+    let results = broker.runtime.block_on(admin.delete(&["b", "nowhere"])).unwrap();
+    assert!(results[0].is_ok());
+    assert_eq!(results[1].as_ref().unwrap_err().kind(), ErrorKind::NotFound);
+    eventually("the deletion", || (listed() == [("a".to_owned(), 1)]).then_some(()));
+}
+
+#[test]
+fn a_consumer_outlives_its_topic() {
+    let broker = Broker::start();
+    broker.create("orders", 2);
+    let producer = broker.idempotent_producer();
+    send(&producer, "orders", b"1");
+    flush(&producer);
+    let consumer = broker.consumer("readers");
+    consumer.subscribe(&["orders"]).unwrap();
+    next(&consumer);
+    let admin = Admin::new(&broker.options(), DEADLINE).unwrap();
+    broker.runtime.block_on(admin.delete(&["orders"])).unwrap()[0].as_ref().unwrap();
+    eventually("the news", || consumer.poll(Duration::from_millis(100)).map(drop));
+    // The broker is well, for this consumer and others.
+    broker.create("orders", 1);
+    let producer = broker.idempotent_producer();
+    send(&producer, "orders", b"2");
+    flush(&producer);
+    let consumer = broker.assigned("orders", Offset::Beginning);
+    assert_eq!(next(&consumer), (0, b"2".to_vec()));
+}
+
+#[test]
+fn it_says_in_one_line_why_it_does_not_start() {
+    let broker = Broker::start();
+    let start = |config: &EmbeddedConfig| {
+        let error = broker.runtime.block_on(EmbeddedBroker::start(config)).unwrap_err();
+        assert!(!error.message().contains('\n'), "{error}");
+        error.message().to_owned()
+    };
+    let dir = tempfile::tempdir().unwrap();
+
+    let text = start(&config(dir.path(), broker.addr.port()));
+    assert!(text.contains(&broker.addr.to_string()) && text.contains("in use"), "{text}");
+
+    let text = start(&config(broker.dir.path(), 0));
+    assert!(text.contains("another karrow uses it"), "{text}");
+
+    let file = dir.path().join("file");
+    std::fs::write(&file, "no directory").unwrap();
+    let text = start(&config(&file, 0));
+    assert!(text.contains(file.to_str().unwrap()), "{text}");
+
+    std::fs::write(dir.path().join("broker.db"), "no database".repeat(1000)).unwrap();
+    let text = start(&config(dir.path(), 0));
+    assert!(text.contains("broker.db cannot be opened: file is not a database"), "{text}");
+}

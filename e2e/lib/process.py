@@ -4,6 +4,7 @@ Nothing here sleeps and hopes: every wait looks at a fact, again and again, unti
 """
 import atexit
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -52,17 +53,20 @@ _handed_out = set()
 
 
 def free_port(count=1):
-    """A free port of 127.0.0.1, or the first of `count` neighbours that are all free; never the same twice."""
-    for _ in range(200):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = probe.getsockname()[1]
+    """A free port of 127.0.0.1, or the first of `count` neighbours that are all free; never the same twice.
+
+    Below the range from which the system takes ports for outgoing connections: a client that tries and tries to
+    reach a stopped server would else sooner or later be given that server's port, and connect to itself.
+    """
+    for _ in range(500):
+        first = random.randrange(15000, 32000)
         wanted = range(first, first + count)
-        if any(port in _handed_out or port > 65535 for port in wanted):
+        if not _handed_out.isdisjoint(wanted):
             continue
         try:
             for port in wanted:
                 with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind(("127.0.0.1", port))
         except OSError:
             continue

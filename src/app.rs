@@ -88,6 +88,7 @@ pub async fn serve(mut config: Config, shutdown: CancellationToken) -> Result<()
 
     http_state.stopping.store(true, Ordering::Release);
     stop(&gateway, &registry, &producer, config.shutdown_grace).await;
+    producer.close();
     if let Some(broker) = broker {
         broker.shutdown().await;
     }

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use rdkafka_sys as sys;
 
 use super::native::{
-    ClientKind, Handle, KafkaCode, Partition, PartitionList, Queue, Wake, c_string, check_error,
+    ClientKind, Event, Handle, KafkaCode, Partition, PartitionList, Queue, Wake, c_string,
+    check_error,
 };
 use super::options::ConsumerOptions;
 use super::record::{Record, topic_of};
@@ -140,39 +141,43 @@ impl GroupConsumer {
     /// (`max.poll.interval.ms`).
     pub fn next_event(&self) -> Option<ConsumerEvent> {
         while let Some(event) = self.events.poll(0) {
-            let code = event.code();
-            let translated = match event.kind() {
-                sys::RD_KAFKA_EVENT_REBALANCE => match code.0 {
-                    sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
-                        ConsumerEvent::Assigned(event.partitions())
-                    }
-                    sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
-                        // SAFETY: the client is alive.
-                        let lost = unsafe { sys::rd_kafka_assignment_lost(self.handle.ptr()) != 0 };
-                        ConsumerEvent::Revoked { partitions: event.partitions(), lost }
-                    }
-                    // The protocol failed: everything is lost.
-                    _ => ConsumerEvent::Revoked { partitions: self.assignment(), lost: true },
-                },
-                sys::RD_KAFKA_EVENT_OFFSET_COMMIT => match code.0 {
-                    // Nothing was acked since the last commit.
-                    sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__NO_OFFSET => continue,
-                    _ => ConsumerEvent::Committed(committed(code, &event.partitions())),
-                },
-                sys::RD_KAFKA_EVENT_ERROR => {
-                    self.failure(code, event.is_fatal(), event.error_text())
-                }
-                // Impossible while the forwarding sticks. Passing the message over would lose it with the
-                // next ack, so give up this consumer: its successor starts at the commit.
-                sys::RD_KAFKA_EVENT_FETCH => ConsumerEvent::Fatal(Error::new(
-                    ErrorKind::Internal,
-                    "a message came by the event queue of the consumer",
-                )),
-                _ => continue,
-            };
-            return Some(translated);
+            if let Some(event) = self.translate(&event) {
+                return Some(event);
+            }
         }
         None
+    }
+
+    fn translate(&self, event: &Event) -> Option<ConsumerEvent> {
+        use sys::rd_kafka_resp_err_t::*;
+        let code = event.code();
+        Some(match event.kind() {
+            sys::RD_KAFKA_EVENT_REBALANCE => match code.0 {
+                RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => ConsumerEvent::Assigned(event.partitions()),
+                RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+                    // SAFETY: the client is alive.
+                    let lost = unsafe { sys::rd_kafka_assignment_lost(self.handle.ptr()) != 0 };
+                    ConsumerEvent::Revoked { partitions: event.partitions(), lost }
+                }
+                // The protocol failed: everything is lost.
+                _ => ConsumerEvent::Revoked { partitions: self.assignment(), lost: true },
+            },
+            // Without an offset nothing was acked since the last commit.
+            sys::RD_KAFKA_EVENT_OFFSET_COMMIT if code.0 == RD_KAFKA_RESP_ERR__NO_OFFSET => {
+                return None;
+            }
+            sys::RD_KAFKA_EVENT_OFFSET_COMMIT => {
+                ConsumerEvent::Committed(committed(code, &event.partitions()))
+            }
+            sys::RD_KAFKA_EVENT_ERROR => self.failure(code, event.is_fatal(), event.error_text()),
+            // Impossible while the forwarding sticks. Passing the message over would lose it with the next
+            // ack, so give up this consumer: its successor starts at the commit.
+            sys::RD_KAFKA_EVENT_FETCH => ConsumerEvent::Fatal(Error::new(
+                ErrorKind::Internal,
+                "a message came by the event queue of the consumer",
+            )),
+            _ => return None,
+        })
     }
 
     fn failure(&self, code: KafkaCode, fatal: bool, text: String) -> ConsumerEvent {
@@ -349,29 +354,39 @@ impl GroupConsumer {
     }
 
     /// Commits what is stored and leaves the group; gives up waiting after `deadline`. Blocks. Every
-    /// [`Record`] of this consumer must have been dropped.
-    pub fn close(&self, deadline: Duration) {
+    /// [`Record`] of this consumer must have been dropped. Returns how its last commits went.
+    pub fn close(&self, deadline: Duration) -> Vec<Result<()>> {
         let until = Instant::now() + deadline;
+        let mut commits = Vec::new();
         // SAFETY: the client is alive, the queue is its own.
         let error =
             unsafe { sys::rd_kafka_consumer_close_queue(self.handle.ptr(), self.events.ptr()) };
         if let Err(error) = check_error(error, "close") {
             tracing::warn!(%error, "cannot close a consumer in order");
-            return;
+            return commits;
         }
-        // SAFETY: the client is alive.
-        while unsafe { sys::rd_kafka_consumer_closed(self.handle.ptr()) } == 0 {
-            if Instant::now() > until {
-                tracing::warn!(
-                    "a consumer did not leave its group in time; the broker will remove it"
-                );
-                return;
-            }
-            let Some(event) = self.events.poll(50) else { continue };
-            if event.kind() == sys::RD_KAFKA_EVENT_REBALANCE
-                && let Err(error) = self.unassign(&event.partitions())
-            {
-                tracing::debug!(%error, "closing");
+        loop {
+            // SAFETY: the client is alive.
+            let closed = unsafe { sys::rd_kafka_consumer_closed(self.handle.ptr()) } != 0;
+            let patience = if closed { 0 } else { 50 };
+            match self.events.poll(patience).map(|event| self.translate(&event)) {
+                Some(Some(ConsumerEvent::Committed(result))) => commits.push(result),
+                Some(Some(
+                    ConsumerEvent::Revoked { partitions, .. } | ConsumerEvent::Assigned(partitions),
+                )) => {
+                    if let Err(error) = self.unassign(&partitions) {
+                        tracing::debug!(%error, "closing");
+                    }
+                }
+                Some(_) => {}
+                None if closed => return commits,
+                None if Instant::now() > until => {
+                    tracing::warn!(
+                        "a consumer did not leave its group in time; the broker will remove it"
+                    );
+                    return commits;
+                }
+                None => {}
             }
         }
     }

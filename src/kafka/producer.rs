@@ -217,6 +217,21 @@ struct Client {
     handle: Arc<Handle>,
     topics: RwLock<HashMap<Box<str>, Arc<Topic>>>,
     dead: AtomicBool,
+    /// Its event task has something to do.
+    wake: Arc<Notify>,
+}
+
+impl Client {
+    /// Fails what is in flight; the event task ends when that is settled.
+    fn retire(&self) {
+        self.dead.store(true, Ordering::Release);
+        let flags = sys::RD_KAFKA_PURGE_F_QUEUE
+            | sys::RD_KAFKA_PURGE_F_INFLIGHT
+            | sys::RD_KAFKA_PURGE_F_NON_BLOCKING;
+        // SAFETY: the client is alive.
+        unsafe { sys::rd_kafka_purge(self.handle.ptr(), flags) };
+        self.wake.notify_one();
+    }
 }
 
 struct Topic {
@@ -451,6 +466,13 @@ impl Producer {
         self.unflushed()
     }
 
+    /// Ends the client; what is still in flight is lost. For after [`flush`](Self::flush).
+    pub fn close(&self) {
+        if let Some(client) = self.current.write().take() {
+            client.retire();
+        }
+    }
+
     /// Every topic of the cluster, in the order of their names.
     ///
     /// # Errors
@@ -536,9 +558,9 @@ impl Producer {
         let wake = Arc::new(Notify::new());
         let woken = wake.clone();
         events.on_non_empty(Box::new(move || woken.notify_one()));
-        let client =
-            Arc::new(Client { handle, topics: RwLock::default(), dead: AtomicBool::new(false) });
-        self.runtime.spawn(serve_events(client.clone(), events, wake, self.shared.clone()));
+        let dead = AtomicBool::new(false);
+        let client = Arc::new(Client { handle, topics: RwLock::default(), dead, wake });
+        self.runtime.spawn(serve_events(client.clone(), events, self.shared.clone()));
         *current = Some(client.clone());
         Ok(client)
     }
@@ -635,9 +657,9 @@ fn hand_over(
 }
 
 /// Serves a client's events until it is replaced and empty.
-async fn serve_events(client: Arc<Client>, events: Queue, wake: Arc<Notify>, shared: Arc<Shared>) {
+async fn serve_events(client: Arc<Client>, events: Queue, shared: Arc<Shared>) {
     loop {
-        wake.notified().await;
+        client.wake.notified().await;
         while let Some(event) = events.poll(0) {
             match event.kind() {
                 sys::RD_KAFKA_EVENT_DR => settle_reports(&shared, &event),
@@ -663,14 +685,9 @@ async fn serve_events(client: Arc<Client>, events: Queue, wake: Arc<Notify>, sha
 
 /// After a fatal error (an idempotent producer that lost its sequence, KIP-98) the next sender gets a new
 /// client; what is in flight here fails.
-fn replace(client: &Arc<Client>, event: &Event) {
+fn replace(client: &Client, event: &Event) {
     tracing::error!(error = event.error_text(), "Kafka producer failed; a new one takes over");
-    client.dead.store(true, Ordering::Release);
-    let flags = sys::RD_KAFKA_PURGE_F_QUEUE
-        | sys::RD_KAFKA_PURGE_F_INFLIGHT
-        | sys::RD_KAFKA_PURGE_F_NON_BLOCKING;
-    // SAFETY: the client is alive.
-    unsafe { sys::rd_kafka_purge(client.handle.ptr(), flags) };
+    client.retire();
 }
 
 fn settle_reports(shared: &Shared, event: &Event) {

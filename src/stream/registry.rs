@@ -133,20 +133,14 @@ impl Lease {
     }
 
     /// Joins the group; see [`Session::join`].
-    pub fn join(&self) -> impl Future<Output = Result<()>> + Send + 'static {
+    pub fn join(&self) {
         let predecessor = self
             .registry
             .names
             .lock()
             .get(self.session.name().full())
             .and_then(|entry| entry.left.clone());
-        let (session, runtime) = (self.session.clone(), self.runtime.clone());
-        async move {
-            runtime
-                .spawn(async move { session.join(predecessor).await })
-                .await
-                .map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?
-        }
+        self.session.join(predecessor, &self.runtime);
     }
 }
 

@@ -71,6 +71,8 @@ pub enum Pop {
     },
     /// No consumer is behind the session: [`Session::join`] first.
     Dormant,
+    /// The last [`Session::join`] failed.
+    Refused(Error),
     /// The session is over.
     Closed,
 }
@@ -136,6 +138,8 @@ struct State {
     missing: BTreeSet<Arc<str>>,
     /// To be answered by the next pop.
     error: Option<Error>,
+    /// Why the consumer could not be made.
+    refused: Option<Error>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,6 +147,8 @@ enum Phase {
     /// No consumer; the next pop starts one.
     #[default]
     Dormant,
+    /// The consumer is being made, or its predecessor has still to leave.
+    Joining,
     /// The session's task runs.
     Live,
     /// For good.
@@ -195,25 +201,45 @@ impl Session {
         self.options.session_timeout
     }
 
-    /// Joins the group, after `predecessor` (the consumer that had this name before) has left it. On failure
-    /// the session stays dormant and may try again.
-    ///
-    /// # Errors
-    /// Options that librdkafka refuses, in its words.
-    pub async fn join(self: &Arc<Self>, predecessor: Option<watch::Receiver<bool>>) -> Result<()> {
-        self.running.send_replace(true);
-        if let Some(mut left) = predecessor {
-            let _ = tokio::time::timeout(self.options.session_timeout, left.wait_for(|left| *left))
-                .await;
+    /// Starts joining the group on `runtime`, after `predecessor` (the consumer that had this name before) has
+    /// left it. Pops find nothing until that is done, or [`Pop::Refused`].
+    pub fn join(
+        self: &Arc<Self>,
+        predecessor: Option<watch::Receiver<bool>>,
+        runtime: &tokio::runtime::Handle,
+    ) {
+        {
+            let mut state = self.state.lock();
+            if state.phase != Phase::Dormant {
+                return;
+            }
+            *state = State { phase: Phase::Joining, ..State::default() };
+            self.running.send_replace(true);
         }
         let session = self.clone();
-        let started = tokio::task::spawn_blocking(move || session.start())
-            .await
-            .unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, error.to_string())));
-        if !matches!(started, Ok(true)) {
-            self.running.send_replace(false);
-        }
-        started.map(|_| ())
+        runtime.spawn(async move {
+            if let Some(mut left) = predecessor {
+                let patience = session.options.session_timeout;
+                let _ = tokio::time::timeout(patience, left.wait_for(|left| *left)).await;
+            }
+            let starting = session.clone();
+            let started = tokio::task::spawn_blocking(move || starting.start())
+                .await
+                .unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, error.to_string())));
+            match started {
+                Ok(Some((consumer, known))) => session.serve(consumer, known).await,
+                Ok(None) => {}
+                Err(error) => {
+                    let mut state = session.state.lock();
+                    if state.phase == Phase::Joining {
+                        state.phase = Phase::Dormant;
+                        state.refused = Some(error);
+                    }
+                }
+            }
+            session.running.send_replace(false);
+            session.ready.notify_one();
+        });
     }
 
     /// Waits until no consumer is behind the session any more.
@@ -222,8 +248,11 @@ impl Session {
         let _ = self.running.subscribe().wait_for(|running| !*running).await;
     }
 
-    /// Returns whether the session's task runs now: it may have been closed meanwhile.
-    fn start(self: &Arc<Self>) -> Result<bool> {
+    /// `None` if the session was closed meanwhile.
+    fn start(&self) -> Result<Option<Started>> {
+        if self.state.lock().phase == Phase::Closed {
+            return Ok(None);
+        }
         let (ready, events) = (self.ready.clone(), self.events.clone());
         let (consumer, queue) = GroupConsumer::subscribe(
             &self.options,
@@ -237,20 +266,17 @@ impl Session {
         let known = self.options.starts_at_end.then(|| self.known_partitions(&consumer));
         let mut state = self.state.lock();
         if state.phase == Phase::Closed {
+            drop(state);
             drop(queue);
             consumer.close(self.options.session_timeout);
-            return Ok(false);
+            return Ok(None);
         }
-        *state = State {
-            phase: Phase::Live,
-            consumer: Some(consumer.clone()),
-            queue: Some(queue),
-            ..State::default()
-        };
+        state.phase = Phase::Live;
+        state.consumer = Some(consumer.clone());
+        state.queue = Some(queue);
         drop(state);
         self.touched.store(true, Ordering::Relaxed);
-        tokio::spawn(self.clone().serve(consumer, known));
-        Ok(true)
+        Ok(Some((consumer, known)))
     }
 
     /// How many partitions each topic has; `None` where nobody could say.
@@ -296,7 +322,9 @@ impl Session {
                 }
                 Some(Fetched::Failed(error)) => return Err(error),
                 None if state.phase == Phase::Closed => return Ok(Pop::Closed),
-                None if state.phase == Phase::Dormant => return Ok(Pop::Dormant),
+                None if state.phase == Phase::Dormant => {
+                    return Ok(state.refused.take().map_or(Pop::Dormant, Pop::Refused));
+                }
                 None => return Ok(Pop::Empty { at_end: state.at_end(&self.topics) }),
             }
         }
@@ -404,7 +432,7 @@ impl Session {
 
     /// The session's task: serves the consumer until the session closes, its client falls silent, or the
     /// consumer dies.
-    async fn serve(self: Arc<Self>, consumer: Arc<GroupConsumer>, known: Option<Vec<Option<i32>>>) {
+    async fn serve(&self, consumer: Arc<GroupConsumer>, known: Option<Vec<Option<i32>>>) {
         let mut closing = self.closing.subscribe();
         let max_poll = self.options.max_poll_interval;
         let tick = (max_poll / 8).clamp(Duration::from_millis(20), Duration::from_secs(30));
@@ -443,7 +471,10 @@ impl Session {
             state.clear();
         }
         let (closed, deadline) = (consumer.clone(), self.options.session_timeout);
-        let _ = tokio::task::spawn_blocking(move || closed.close(deadline)).await;
+        let closing = tokio::task::spawn_blocking(move || closed.close(deadline));
+        for committed in closing.await.unwrap_or_default() {
+            self.committed(committed);
+        }
         let mut state = self.state.lock();
         if state.phase == Phase::Live {
             state.phase = Phase::Dormant;
@@ -459,9 +490,6 @@ impl Session {
             }
         }
         state.consumer = None;
-        drop(state);
-        self.running.send_replace(false);
-        self.ready.notify_one();
     }
 
     /// Returns the error after which the consumer is of no use.
@@ -495,13 +523,7 @@ impl Session {
                     tracing::warn!(%name, %error, "unassign");
                 }
             }
-            ConsumerEvent::Committed(result) => {
-                let outcome = if result.is_ok() { "ok" } else { "error" };
-                self.metrics.commits.with_label_values(&[outcome]).inc();
-                if let Err(error) = result {
-                    tracing::warn!(%name, %error, "commit");
-                }
-            }
+            ConsumerEvent::Committed(result) => self.committed(result),
             ConsumerEvent::TopicMissing(text) => {
                 let mut state = self.state.lock();
                 for topic in &self.topics {
@@ -524,6 +546,14 @@ impl Session {
             ConsumerEvent::Fatal(error) => return Some(error),
         }
         None
+    }
+
+    fn committed(&self, result: Result<()>) {
+        let outcome = if result.is_ok() { "ok" } else { "error" };
+        self.metrics.commits.with_label_values(&[outcome]).inc();
+        if let Err(error) = result {
+            tracing::warn!(name = %self.name.full, %error, "commit");
+        }
     }
 
     fn assign(&self, consumer: &GroupConsumer, partitions: &[Partition]) {
@@ -591,6 +621,9 @@ impl Session {
         }
     }
 }
+
+/// A consumer that runs, and how many partitions its topics had when it started, where that matters.
+type Started = (Arc<GroupConsumer>, Option<Vec<Option<i32>>>);
 
 enum End {
     Closed,

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use prometheus::IntCounter;
@@ -71,8 +72,6 @@ pub struct Resumed {
     pub progress: usize,
     /// Who waits for the messages that were taken before it waited.
     pub ticket: Option<Arc<Ticket>>,
-    /// What it waited for failed.
-    pub failure: Arc<parking_lot::Mutex<Option<crate::error::Error>>>,
 }
 
 /// The state of a connection.
@@ -123,6 +122,11 @@ impl Client {
         self.transaction.put_back(args);
     }
 
+    /// Frees the name; the consumer commits and leaves its group in the background.
+    pub fn end_session(&mut self) {
+        self.lease = None;
+    }
+
     fn deadline_of(&self) -> Option<Instant> {
         self.resumed.as_ref().and_then(|resumed| resumed.deadline)
     }
@@ -158,6 +162,7 @@ pub fn execute(
         return (Outcome::Flush, Some(command));
     }
     if client.resumed.is_none() {
+        client.info.commands.fetch_add(1, Ordering::Relaxed);
         client.info.said.lock().last_command = command.name;
         if client.gateway.clients.is_monitored() {
             client.gateway.clients.show(&client.info, args);
@@ -226,7 +231,7 @@ impl CommandCounters {
         }
     }
 
-    /// Counts a failure that came after the command was counted as a success.
+    /// All commands so far.
     pub fn total(&self) -> u64 {
         self.by_command.iter().flatten().chain([&self.unknown]).map(IntCounter::get).sum()
     }

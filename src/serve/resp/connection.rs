@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::Gateway;
@@ -29,6 +30,10 @@ const READ_AHEAD_BYTES_MAX: usize = 1 << 20;
 /// Replies to commands that take nothing from Kafka may grow this far beyond the limit for those that do: a
 /// client that sends all of a pipeline before it reads must not stall.
 const OUTPUT_FACTOR: usize = 64;
+
+/// How long a connection that we close waits for its peer to close too, so that what the peer sent meanwhile
+/// does not make the system reset the connection before the peer has read our last reply.
+const LINGER: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// How often a connection whose read-ahead is full looks whether its peer has gone.
 const HANG_UP_CHECK: std::time::Duration = std::time::Duration::from_secs(1);
@@ -107,10 +112,7 @@ impl Connection {
                         return Ok(());
                     }
                 }
-                Step::Close => {
-                    self.flush(0).await?;
-                    return Ok(());
-                }
+                Step::Close => return self.close().await,
                 Step::Wait(future, deadline) => match self.wait(future, deadline).await? {
                     Woken::Done(()) | Woken::Stopping => {}
                     Woken::TimedOut => {
@@ -240,6 +242,13 @@ impl Connection {
             self.input = BytesMut::new();
         }
         loop {
+            if self.is_over() {
+                return Ok(false);
+            }
+            if self.gateway.is_stopping() {
+                self.close().await?;
+                return Ok(false);
+            }
             match self.read()? {
                 Some(0) => {
                     // A peer that only closed its writing side still gets its replies.
@@ -248,9 +257,6 @@ impl Connection {
                 }
                 Some(_) => return Ok(true),
                 None => {}
-            }
-            if self.is_over() || (self.gateway.is_stopping() && self.flush(0).await?) {
-                return Ok(false);
             }
             let sending = !self.out.sendable().is_empty();
             tokio::select! {
@@ -281,6 +287,24 @@ impl Connection {
                 () = self.info.attention.notified() => self.look_around()?,
             }
         }
+    }
+
+    /// Sends every reply, ends the session, and closes.
+    async fn close(&mut self) -> io::Result<()> {
+        if !self.flush(0).await? {
+            return Ok(());
+        }
+        self.client.end_session();
+        SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write)?;
+        let rest = async {
+            self.input.clear();
+            while self.read()? != Some(0) {
+                self.input.clear();
+                self.stream.readable().await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(LINGER, rest).await.unwrap_or(Ok(()))
     }
 
     /// Waits for `future`, sending replies and watching the peer meanwhile.

@@ -110,8 +110,6 @@ enum Next {
     Nothing {
         at_end: bool,
     },
-    /// Not yet: wait for this, then come again.
-    Wait(Outcome),
     Error(String),
 }
 
@@ -128,12 +126,11 @@ pub fn blpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
         Some(_) => client.deadline_of(),
         None => timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
     };
-    match next(client, keys, deadline) {
+    match next(client, keys) {
         Next::Record(mut record) => {
             client.last_delivered.clear();
             deliver(client, &mut record, out, Some(keys));
         }
-        Next::Wait(wait) => return wait,
         Next::Error(why) => out.error(&why),
         Next::Nothing { .. } if client.timed_out() || client.transaction.is_running() => {
             client.last_delivered.clear();
@@ -164,9 +161,8 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
         None => Instant::now().checked_add(client.gateway.config.lpop_wait),
     };
     let keys = [key];
-    let first = match next(client, &keys, deadline) {
+    let first = match next(client, &keys) {
         Next::Record(record) => Some(record),
-        Next::Wait(wait) => return wait,
         Next::Error(why) => {
             out.error(&why);
             return Outcome::Done;
@@ -188,7 +184,7 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
             let mut bytes = 0;
             // What is ready, up to what one reply may hold.
             while records.len() < count && bytes < client.gateway.config.output_bytes_max {
-                let Next::Record(record) = next(client, &keys, deadline) else { break };
+                let Next::Record(record) = next(client, &keys) else { break };
                 bytes += record.payload().map_or(0, <[u8]>::len)
                     + record.key().map_or(0, <[u8]>::len)
                     + 64;
@@ -204,7 +200,7 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
 }
 
 /// The next message of the subscription that `keys` name, which the first pop registers.
-fn next(client: &mut Client, keys: &[&[u8]], deadline: Option<Instant>) -> Next {
+fn next(client: &mut Client, keys: &[&[u8]]) -> Next {
     if client.subscription.as_ref().is_none_or(|subscription| !subscription.is(keys)) {
         match Subscription::parse(keys) {
             Ok(parsed) => {
@@ -219,21 +215,20 @@ fn next(client: &mut Client, keys: &[&[u8]], deadline: Option<Instant>) -> Next 
     if client.gateway.is_stopping() {
         return Next::Error("CONS Server shutdown".to_owned());
     }
-    if let Some(failure) = client.resumed.as_ref().and_then(|resumed| resumed.failure.lock().take())
+    if client.lease.is_none()
+        && let Err(why) = register(client)
     {
-        return Next::Error(registration_failed(client, &failure));
-    }
-    if client.lease.is_none() {
-        return match register(client) {
-            Ok(()) => join(client, deadline),
-            Err(why) => Next::Error(why),
-        };
+        return Next::Error(why);
     }
     let Some(lease) = &client.lease else { return Next::Nothing { at_end: false } };
     match lease.session().pop() {
         Ok(Pop::Record(record)) => Next::Record(record),
         Ok(Pop::Empty { at_end }) => Next::Nothing { at_end },
-        Ok(Pop::Dormant) => join(client, deadline),
+        Ok(Pop::Dormant) => {
+            lease.join();
+            Next::Nothing { at_end: false }
+        }
+        Ok(Pop::Refused(error)) => Next::Error(registration_failed(client, &error)),
         Ok(Pop::Closed) => Next::Error("CONS Server shutdown".to_owned()),
         Err(error) => Next::Error(format!("CONS Poll {error}")),
     }
@@ -283,24 +278,6 @@ fn registration_failed(client: &mut Client, why: &Error) -> String {
     let topics =
         client.subscription.take().map(|parsed| parsed.topics.join(",")).unwrap_or_default();
     format!("CONS Failed to register Consumer '{id}|{topics}' for Client '{id}': {why}")
-}
-
-/// Waits until the session's consumer runs. The deadline of the pop goes on, but does not cut this short: the
-/// consumer is wanted by the next pop as well.
-fn join(client: &mut Client, deadline: Option<Instant>) -> Next {
-    let Some(lease) = &client.lease else { return Next::Nothing { at_end: false } };
-    let joining = lease.join();
-    let resumed = client.resumed.get_or_insert_default();
-    resumed.deadline = deadline;
-    let failure = resumed.failure.clone();
-    Next::Wait(Outcome::Wait(
-        Box::pin(async move {
-            if let Err(error) = joining.await {
-                *failure.lock() = Some(error);
-            }
-        }),
-        None,
-    ))
 }
 
 /// Waits until the session may have a message.

@@ -125,7 +125,7 @@ pub fn select(_: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
 
 pub fn quit(client: &mut Client, _: &[&[u8]], out: &mut Output) -> Outcome {
     // The name is free before the answer goes out.
-    client.lease = None;
+    client.end_session();
     out.simple("OK");
     Outcome::Close
 }

@@ -1,21 +1,34 @@
 //! The one place that joins the modules: starts what the configuration asks for, stops it in order.
 
 use std::io::Write;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::banner::{Addresses, banner};
-use crate::config::Config;
+use crate::config::{Config, KafkaOptions};
 use crate::error::Result;
 use crate::kafka::admin::ensure_topics;
 use crate::kafka::embedded::EmbeddedBroker;
+use crate::kafka::producer::{CreateTopic, Producer, ProducerLimits};
+use crate::metrics::Metrics;
+use crate::serve::http::{self, HttpState};
+use crate::serve::resp::{Gateway, RespServer};
+use crate::stream::registry::Registry;
 
 /// How long creating `--topics` may take; the embedded broker needs some milliseconds.
 const TOPICS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until `shutdown` is cancelled, then stops gracefully.
+///
+/// # Errors
+/// An address that cannot be bound, or an embedded broker that cannot start: one line each.
 pub async fn serve(mut config: Config, shutdown: CancellationToken) -> Result<()> {
+    let resp = RespServer::bind(&config.resp)?;
+    let http_listener = config.http_addr.map(http::bind).transpose()?;
     let broker = match &config.embedded {
         None => None,
         Some(embedded) => {
@@ -26,17 +39,87 @@ pub async fn serve(mut config: Config, shutdown: CancellationToken) -> Result<()
         }
     };
     let at = Addresses {
-        resp: config.resp.addr,
-        http: config.http_addr,
+        resp: resp.addr(),
+        http: http_listener.as_ref().and_then(|listener| listener.local_addr().ok()),
         brokers: config.kafka.bootstrap_servers().to_owned(),
         embedded: broker.is_some(),
     };
+
+    let metrics = Arc::new(Metrics::new()?);
+    let producer = Arc::new(Producer::new(
+        &config.kafka.producer,
+        ProducerLimits {
+            connection_bytes_max: config.resp.connection_inflight_bytes_max,
+            topic_bytes_max: config.resp.topic_inflight_bytes_max,
+        },
+        broker.is_some().then(|| topic_creator(config.kafka.producer.clone())),
+        Handle::current(),
+        metrics.clone(),
+    ));
+    let registry = Registry::new(config.kafka.consumer.clone(), metrics.clone());
+    let gateway = Gateway::new(
+        config.resp.clone(),
+        &resp,
+        registry.clone(),
+        producer.clone(),
+        metrics.clone(),
+        Handle::current(),
+    );
+    resp.start(&gateway)?;
+    let http_state = Arc::new(HttpState {
+        metrics,
+        registry: registry.clone(),
+        producer: producer.clone(),
+        stopping: AtomicBool::new(false),
+    });
+    if let Some(listener) = http_listener {
+        let state = http_state.clone();
+        tokio::spawn(async move {
+            if let Err(error) = http::serve(listener, state).await {
+                tracing::error!(%error, "HTTP has stopped");
+            }
+        });
+    }
     let topic = config.topics.first().map_or("greetings", String::as_str);
     // Nobody reading stdout is no reason not to serve.
     let _ = std::io::stdout().write_all(banner(&at, topic).as_bytes());
+
     shutdown.cancelled().await;
+
+    http_state.stopping.store(true, Ordering::Release);
+    stop(&gateway, &registry, &producer, config.shutdown_grace).await;
+    producer.close();
     if let Some(broker) = broker {
         broker.shutdown().await;
     }
     Ok(())
+}
+
+/// Connections answer what they owe and close, sessions commit and leave, the producer flushes: in this order,
+/// together within `grace`.
+async fn stop(gateway: &Gateway, registry: &Registry, producer: &Producer, grace: Duration) {
+    let until = Instant::now() + grace;
+    let left = || until.saturating_duration_since(Instant::now());
+    gateway.stop();
+    if tokio::time::timeout(left(), gateway.clients.none_left()).await.is_err() {
+        tracing::warn!(connections = gateway.clients.len(), "connections did not end in time");
+    }
+    match registry.drained(left()).await {
+        0 => {}
+        consumers => tracing::warn!(consumers, "consumers did not leave their groups in time"),
+    }
+    match producer.flush(left()).await {
+        0 => {}
+        messages => {
+            tracing::error!(messages, "messages were not stored before the shutdown's grace ended")
+        }
+    }
+}
+
+/// The embedded broker creates no topics by itself; the first message does.
+fn topic_creator(options: KafkaOptions) -> CreateTopic {
+    Arc::new(move |topic| {
+        let options = options.clone();
+        Box::pin(async move { ensure_topics(&options, &[topic], TOPICS_TIMEOUT).await })
+    })
 }

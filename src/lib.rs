@@ -1,10 +1,21 @@
 //! karrow: one binary between Apache Kafka and everything that speaks Redis.
 //!
-//! The map, in reading order.
+//! The map, in reading order. A module imports only from those above it.
+
+pub mod error;
+
+pub mod config;
+
+pub mod metrics;
+
+pub mod kafka;
+
+pub mod stream;
+
+pub mod serve;
+
+pub mod banner;
 
 pub mod app;
-pub mod banner;
+
 pub mod cli;
-pub mod config;
-pub mod error;
-pub mod kafka;

@@ -1,0 +1,223 @@
+//! What a consumer's librdkafka options become: the file's, karrow's own, and those a client may ask for.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::config::KafkaOptions;
+use crate::error::{Error, Result};
+
+/// Options that karrow sets, because its promises rest on them; a file's other values are dropped with a
+/// warning.
+pub const OWNED: &[(&str, &str)] = &[
+    // Only acks move the position...
+    ("enable.auto.offset.store", "false"),
+    // ...and librdkafka commits them, at `auto.commit.interval.ms` and when a partition or the session goes.
+    ("enable.auto.commit", "true"),
+    // LPOP's null means that every partition's end was reached.
+    ("enable.partition.eof", "true"),
+    // A full prefetch queue sleeps this long; librdkafka's own second makes a drain 50 times slower.
+    ("fetch.queue.backoff.ms", "5"),
+];
+
+/// Options that name the consumer; karrow sets them from the client's name.
+pub const IDENTITY: &[&str] = &["group.id", "client.id"];
+
+/// What the file may change: karrow's defaults where they are not librdkafka's.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("auto.offset.reset", "earliest"),
+    ("auto.commit.interval.ms", "1000"),
+    ("group.protocol", "classic"),
+    // A new topic or partition is found within five seconds.
+    ("topic.metadata.refresh.interval.ms", "4000"),
+    // The prefetch budget of a session, all its partitions together: sized for hundreds of sessions.
+    ("queued.min.messages", "10000"),
+    ("queued.max.messages.kbytes", "8192"),
+    ("fetch.max.bytes", "8388608"),
+    // Client telemetry costs requests that an idle session need not make.
+    ("enable.metrics.push", "false"),
+    // An idle connection that the broker reaps is no event for a log.
+    ("log.connection.close", "false"),
+];
+
+/// Largest prefetch or fetch size a client may ask for, in bytes.
+const FETCH_BYTES_MAX: i64 = 64 << 20;
+
+/// What a client may set in its key's JSON, each with its largest number. Everything else could load code
+/// (`plugin.library.paths`) or send the file's secrets elsewhere (`bootstrap.servers`).
+const ALLOWED: &[(&str, Option<i64>)] = &[
+    ("auto.offset.reset", None),
+    ("auto.commit.interval.ms", None),
+    ("session.timeout.ms", None),
+    ("heartbeat.interval.ms", None),
+    ("max.poll.interval.ms", None),
+    ("fetch.wait.max.ms", None),
+    ("fetch.min.bytes", Some(FETCH_BYTES_MAX)),
+    ("fetch.max.bytes", Some(FETCH_BYTES_MAX)),
+    ("fetch.message.max.bytes", Some(FETCH_BYTES_MAX)),
+    ("max.partition.fetch.bytes", Some(FETCH_BYTES_MAX)),
+    ("queued.min.messages", Some(100_000)),
+    ("queued.max.messages.kbytes", Some(FETCH_BYTES_MAX >> 10)),
+    ("isolation.level", None),
+    ("group.protocol", None),
+    ("group.instance.id", None),
+    ("partition.assignment.strategy", None),
+    ("client.rack", None),
+    ("log.connection.close", None),
+];
+
+/// Options that KIP-848 moves to the broker: librdkafka refuses them beside `group.protocol=consumer`.
+const CLASSIC_ONLY: &[&str] = &[
+    "session.timeout.ms",
+    "heartbeat.interval.ms",
+    "partition.assignment.strategy",
+    "group.protocol.type",
+];
+
+/// The options of one group member, complete, and what karrow itself reads from them.
+#[derive(Clone, Debug)]
+pub struct ConsumerOptions {
+    /// For librdkafka.
+    pub options: KafkaOptions,
+    /// `max.poll.interval.ms`: a client silent for this long leaves the group.
+    pub max_poll_interval: Duration,
+    /// `session.timeout.ms`: bounds how long a name's next owner waits for the old consumer to leave.
+    pub session_timeout: Duration,
+    /// Whether a partition without a commit starts at its end, so that the start must be committed at once.
+    pub starts_at_end: bool,
+}
+
+impl ConsumerOptions {
+    /// Merges `file` (the configuration's consumer section) and `asked` (the JSON of a client's key) for the
+    /// member `client_id` of `group`.
+    ///
+    /// # Errors
+    /// Names the option that is not allowed or has a value of the wrong type or size.
+    pub fn new(
+        file: &KafkaOptions,
+        asked: &Map<String, Value>,
+        group: &str,
+        client_id: &str,
+    ) -> Result<Self> {
+        let mut options: KafkaOptions = DEFAULTS
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        options.extend(file.clone());
+        for (name, value) in asked {
+            options.insert(name.clone(), allowed_value(name, value)?);
+        }
+        if options
+            .get("group.protocol")
+            .is_some_and(|protocol| protocol.eq_ignore_ascii_case("consumer"))
+        {
+            for name in CLASSIC_ONLY {
+                options.remove(*name);
+            }
+        }
+        for (name, value) in OWNED {
+            options.insert((*name).to_owned(), (*value).to_owned());
+        }
+        options.insert("group.id".to_owned(), group.to_owned());
+        options.insert("client.id".to_owned(), client_id.to_owned());
+
+        let starts_at_end = options
+            .get("auto.offset.reset")
+            .is_some_and(|reset| ["latest", "end", "largest"].contains(&reset.as_str()));
+        Ok(Self {
+            max_poll_interval: millis(&options, "max.poll.interval.ms", 300_000)?,
+            session_timeout: millis(&options, "session.timeout.ms", 45_000)?,
+            starts_at_end,
+            options,
+        })
+    }
+}
+
+fn allowed_value(name: &str, value: &Value) -> Result<String> {
+    let Some((_, max)) = ALLOWED.iter().find(|(allowed, _)| *allowed == name) else {
+        return Err(Error::invalid(format!(
+            "option `{}` is not allowed here",
+            name.escape_debug()
+        )));
+    };
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        Value::Bool(flag) => flag.to_string(),
+        _ => {
+            return Err(Error::invalid(format!(
+                "option `{name}` wants a string, a number or a boolean"
+            )));
+        }
+    };
+    if let Some(max) = max
+        && text.parse::<i64>().is_ok_and(|number| number > *max)
+    {
+        return Err(Error::invalid(format!("option `{name}` may be at most {max}, got {text}")));
+    }
+    Ok(text)
+}
+
+fn millis(options: &KafkaOptions, name: &str, default: u64) -> Result<Duration> {
+    let Some(text) = options.get(name) else { return Ok(Duration::from_millis(default)) };
+    text.parse()
+        .map(Duration::from_millis)
+        .map_err(|_| Error::invalid(format!("option `{name}` wants milliseconds, got '{text}'")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merge(file: &[(&str, &str)], asked: &str) -> Result<ConsumerOptions> {
+        let file = file.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let asked: Map<String, Value> = serde_json::from_str(asked).expect("test JSON");
+        ConsumerOptions::new(&file, &asked, "g", "g:n")
+    }
+
+    #[test]
+    fn the_client_wins_over_the_file_and_the_file_over_defaults() {
+        let merged = merge(&[], "{}").unwrap();
+        assert_eq!(merged.options["auto.offset.reset"], "earliest");
+        let merged =
+            merge(&[("auto.offset.reset", "latest"), ("session.timeout.ms", "6000")], "{}")
+                .unwrap();
+        assert!(merged.starts_at_end);
+        assert_eq!(merged.session_timeout, Duration::from_secs(6));
+        let merged =
+            merge(&[("auto.offset.reset", "latest")], r#"{"auto.offset.reset":"earliest"}"#)
+                .unwrap();
+        assert!(!merged.starts_at_end);
+    }
+
+    #[test]
+    fn what_karrow_owns_cannot_be_changed() {
+        let merged =
+            merge(&[("enable.auto.offset.store", "true"), ("group.id", "other")], "{}").unwrap();
+        assert_eq!(merged.options["enable.auto.offset.store"], "false");
+        assert_eq!(merged.options["group.id"], "g");
+    }
+
+    #[test]
+    fn clients_have_an_allow_list() {
+        for (asked, named) in [
+            (r#"{"bootstrap.servers":"evil:9092"}"#, "bootstrap.servers"),
+            (r#"{"plugin.library.paths":"/tmp/x.so"}"#, "plugin.library.paths"),
+            (r#"{"sasl.password":"x"}"#, "sasl.password"),
+            (r#"{"enable.auto.commit":false}"#, "enable.auto.commit"),
+            (r#"{"fetch.max.bytes":99999999999}"#, "fetch.max.bytes"),
+            (r#"{"auto.offset.reset":["earliest"]}"#, "auto.offset.reset"),
+            (r#"{"max.poll.interval.ms":"soon"}"#, "max.poll.interval.ms"),
+        ] {
+            let error = merge(&[], asked).expect_err(asked);
+            assert!(error.message().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn kip_848_drops_what_the_broker_decides() {
+        let merged =
+            merge(&[("session.timeout.ms", "6000")], r#"{"group.protocol":"consumer"}"#).unwrap();
+        assert!(!merged.options.contains_key("session.timeout.ms"));
+    }
+}

@@ -1,0 +1,120 @@
+//! [`Record`]: one consumed Kafka message, still in librdkafka's memory.
+
+use std::ffi::{CStr, c_void};
+use std::ptr::{self, NonNull};
+
+use rdkafka_sys as sys;
+
+/// A consumed message. Its bytes stay where librdkafka received them until it is dropped, and it must be
+/// dropped before its consumer is closed.
+pub struct Record {
+    message: NonNull<sys::rd_kafka_message_t>,
+}
+
+// SAFETY: a message is plain memory with atomic reference counts behind it; nothing else writes to it.
+unsafe impl Send for Record {}
+// SAFETY: as above; the lazily parsed headers are only reached through `headers`, see there.
+unsafe impl Sync for Record {}
+
+impl Record {
+    /// # Safety
+    /// `message` was returned by librdkafka to be destroyed by us, and has no error.
+    pub(super) unsafe fn own(message: NonNull<sys::rd_kafka_message_t>) -> Self {
+        Self { message }
+    }
+
+    fn raw(&self) -> &sys::rd_kafka_message_t {
+        // SAFETY: owned and alive.
+        unsafe { self.message.as_ref() }
+    }
+
+    /// The topic's name.
+    pub fn topic(&self) -> &str {
+        topic_of(self.raw())
+    }
+
+    /// The partition's number.
+    pub fn partition(&self) -> i32 {
+        self.raw().partition
+    }
+
+    /// The offset inside the partition.
+    pub fn offset(&self) -> i64 {
+        self.raw().offset
+    }
+
+    /// The value; `None` is a tombstone.
+    pub fn payload(&self) -> Option<&[u8]> {
+        // SAFETY: librdkafka's pointer and length describe memory of the message.
+        unsafe { bytes_of(self.raw().payload, self.raw().len) }
+    }
+
+    /// The key, if the message has one.
+    pub fn key(&self) -> Option<&[u8]> {
+        // SAFETY: as for the payload.
+        unsafe { bytes_of(self.raw().key, self.raw().key_len) }
+    }
+
+    /// Milliseconds since the epoch, of creation or append as the topic is configured; `None` for messages
+    /// written in the format of before 0.10.
+    pub fn timestamp(&self) -> Option<i64> {
+        let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+        // SAFETY: the message is alive, `kind` is writable.
+        let millis =
+            unsafe { sys::rd_kafka_message_timestamp(self.message.as_ptr(), &raw mut kind) };
+        (kind != sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE && millis >= 0)
+            .then_some(millis)
+    }
+
+    /// The headers in order: name (any bytes, although Kafka means UTF-8) and value. Takes `&mut self`
+    /// because librdkafka parses them at the first call, into the message.
+    pub fn headers(&mut self) -> Vec<(&[u8], Option<&[u8]>)> {
+        let mut list = ptr::null_mut();
+        // SAFETY: the message is alive and exclusively ours during the call.
+        let code = unsafe { sys::rd_kafka_message_headers(self.message.as_ptr(), &raw mut list) };
+        if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Vec::new();
+        }
+        let mut headers = Vec::new();
+        let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
+        // SAFETY: names and values live as long as the message; the index ends at the first error.
+        unsafe {
+            while sys::rd_kafka_header_get_all(
+                list,
+                headers.len(),
+                &raw mut name,
+                &raw mut value,
+                &raw mut size,
+            ) == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+            {
+                headers.push((CStr::from_ptr(name).to_bytes(), bytes_of(value, size)));
+            }
+        }
+        headers
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // SAFETY: owned.
+        unsafe { sys::rd_kafka_message_destroy(self.message.as_ptr()) }
+    }
+}
+
+/// The topic of a message of librdkafka's; empty where it names none.
+pub(super) fn topic_of(message: &sys::rd_kafka_message_t) -> &str {
+    if message.rkt.is_null() {
+        return "";
+    }
+    // SAFETY: the topic object lives as long as the message and its name is NUL-terminated.
+    let name = unsafe { CStr::from_ptr(sys::rd_kafka_topic_name(message.rkt)) };
+    // Kafka's topic names are ASCII; brokers refuse any other.
+    name.to_str().unwrap_or("")
+}
+
+/// # Safety
+/// A pointer that is not null has `len` readable bytes that live as long as `'a`.
+unsafe fn bytes_of<'a>(pointer: *const c_void, len: usize) -> Option<&'a [u8]> {
+    // SAFETY: the caller's promise.
+    (!pointer.is_null()).then(|| unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), len) })
+}

@@ -1,0 +1,131 @@
+//! What a cluster has: topics, their partitions, their offsets. All of it blocks on a broker's answer.
+
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka_sys as sys;
+
+use super::consumer::millis;
+use super::native::{Handle, KafkaCode, c_string, text_of};
+use crate::error::Result;
+
+/// A topic as the cluster's metadata has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicInfo {
+    /// Its name.
+    pub name: String,
+    /// How many partitions it has.
+    pub partitions: i32,
+}
+
+/// A topic object that only serves to name the topic in a request.
+struct TopicRef(*mut sys::rd_kafka_topic_t);
+
+impl TopicRef {
+    fn new(handle: &Handle, topic: &str) -> Result<Self> {
+        let name = c_string(topic)?;
+        // SAFETY: the client is alive; a null configuration means the client's own.
+        let rkt = unsafe { sys::rd_kafka_topic_new(handle.ptr(), name.as_ptr(), ptr::null_mut()) };
+        if rkt.is_null() {
+            // SAFETY: the call before failed and set this.
+            let code = KafkaCode(unsafe { sys::rd_kafka_last_error() });
+            return Err(code.into_error(format_args!("topic '{topic}'")));
+        }
+        Ok(Self(rkt))
+    }
+}
+
+impl Drop for TopicRef {
+    fn drop(&mut self) {
+        // SAFETY: owned.
+        unsafe { sys::rd_kafka_topic_destroy(self.0) }
+    }
+}
+
+/// Every topic of the cluster, in the order of their names.
+pub(super) fn list(handle: &Arc<Handle>, timeout: Duration) -> Result<Vec<TopicInfo>> {
+    let mut topics = metadata(handle, None, timeout)?;
+    topics.retain(|(_, code)| code.is_ok());
+    let mut topics: Vec<TopicInfo> = topics.into_iter().map(|(info, _)| info).collect();
+    topics.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(topics)
+}
+
+/// How many partitions `topic` has; 0 where it does not exist.
+pub(super) fn partition_count(handle: &Arc<Handle>, topic: &str, timeout: Duration) -> Result<i32> {
+    use sys::rd_kafka_resp_err_t::*;
+    for (info, code) in metadata(handle, Some(topic), timeout)? {
+        if info.name == topic {
+            return match code.0 {
+                RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART => Ok(0),
+                // It was created this moment; its partitions are known, their leaders follow.
+                RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE => Ok(info.partitions.max(1)),
+                _ => code.check(format_args!("topic '{topic}'")).map(|()| info.partitions),
+            };
+        }
+    }
+    Ok(0)
+}
+
+/// First and next offset of a partition; see [`super::consumer::GroupConsumer::offsets`].
+pub(super) fn watermarks(
+    handle: &Arc<Handle>,
+    topic: &str,
+    partition: i32,
+    timeout: Duration,
+) -> Result<(i64, i64)> {
+    let name = c_string(topic)?;
+    let (mut low, mut high) = (0, 0);
+    // SAFETY: the client is alive, the places are writable.
+    let code = unsafe {
+        sys::rd_kafka_query_watermark_offsets(
+            handle.ptr(),
+            name.as_ptr(),
+            partition,
+            &raw mut low,
+            &raw mut high,
+            millis(timeout),
+        )
+    };
+    KafkaCode(code).check(format_args!("offsets of {topic}:{partition}"))?;
+    Ok((low, high))
+}
+
+fn metadata(
+    handle: &Arc<Handle>,
+    topic: Option<&str>,
+    timeout: Duration,
+) -> Result<Vec<(TopicInfo, KafkaCode)>> {
+    let named = topic.map(|topic| TopicRef::new(handle, topic)).transpose()?;
+    let only = named.as_ref().map_or(ptr::null_mut(), |topic| topic.0);
+    let mut found = ptr::null();
+    // SAFETY: the client and the topic are alive; on success the metadata is ours.
+    let code = unsafe {
+        sys::rd_kafka_metadata(
+            handle.ptr(),
+            i32::from(topic.is_none()),
+            only,
+            &raw mut found,
+            millis(timeout),
+        )
+    };
+    KafkaCode(code).check("metadata")?;
+    // SAFETY: librdkafka filled in `topic_cnt` topics; they are copied before the metadata is destroyed.
+    unsafe {
+        let topics = match (*found).topic_cnt {
+            ..=0 => &[],
+            count => std::slice::from_raw_parts((*found).topics, count as usize),
+        };
+        let copied = topics
+            .iter()
+            .map(|topic| {
+                let info =
+                    TopicInfo { name: text_of(topic.topic), partitions: topic.partition_cnt };
+                (info, KafkaCode(topic.err))
+            })
+            .collect();
+        sys::rd_kafka_metadata_destroy(found);
+        Ok(copied)
+    }
+}

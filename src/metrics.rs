@@ -1,0 +1,178 @@
+//! The counters of the whole program, for Prometheus. Gauges that are a look at live state (sessions, lag) are
+//! set when they are scraped, in `serve/http`.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Every metric karrow has; each moves in a test.
+pub struct Metrics {
+    registry: Registry,
+    /// Client connections that are open.
+    pub connections: IntGauge,
+    /// Client connections accepted since start.
+    pub connections_accepted: IntCounter,
+    /// Connections refused: too many, or protected mode.
+    pub connections_refused: IntCounterVec,
+    /// Commands by name and outcome (`ok`, `error`).
+    pub commands: IntCounterVec,
+    /// Bytes read from clients.
+    pub received_bytes: IntCounter,
+    /// Bytes written to clients.
+    pub sent_bytes: IntCounter,
+    /// Messages delivered to clients, by topic.
+    pub consumed_messages: IntCounterVec,
+    /// Their payloads' bytes.
+    pub consumed_bytes: IntCounterVec,
+    /// Messages handed to the producer, by topic.
+    pub produced_messages: IntCounterVec,
+    /// Their payloads' bytes.
+    pub produced_bytes: IntCounterVec,
+    /// What became of produced messages, by topic and outcome (`stored`, `failed`).
+    pub deliveries: IntCounterVec,
+    /// Messages in the producer that are neither stored nor failed.
+    pub unflushed: IntGauge,
+    /// Acks by outcome (`moved`, `repeated`, `refused`).
+    pub acks: IntCounterVec,
+    /// Offset commits by outcome (`ok`, `error`).
+    pub commits: IntCounterVec,
+    /// Rebalances by kind (`assigned`, `revoked`, `lost`).
+    pub rebalances: IntCounterVec,
+    /// Consumer sessions by state (`live`, `dormant`).
+    pub sessions: IntGaugeVec,
+    /// Messages between a session's acked position and the end, by group, topic and partition.
+    pub lag: IntGaugeVec,
+    /// Sessions whose subscription names a topic that does not exist, by topic.
+    pub missing_topics: IntGaugeVec,
+    /// librdkafka clients in this process.
+    pub kafka_clients: IntGauge,
+}
+
+impl Metrics {
+    /// All of them, at zero.
+    ///
+    /// # Errors
+    /// Two metrics have one name, which is a bug.
+    pub fn new() -> Result<Self> {
+        let registry = Registry::new();
+        let make = Maker(&registry);
+        let metrics = Self {
+            connections: make.gauge("karrow_connections", "Client connections that are open.")?,
+            connections_accepted: make
+                .counter("karrow_connections_accepted_total", "Client connections accepted.")?,
+            connections_refused: make.counters(
+                "karrow_connections_refused_total",
+                "Client connections refused, by reason.",
+                &["reason"],
+            )?,
+            commands: make.counters(
+                "karrow_commands_total",
+                "Commands by name and outcome.",
+                &["command", "outcome"],
+            )?,
+            received_bytes: make
+                .counter("karrow_received_bytes_total", "Bytes read from Redis clients.")?,
+            sent_bytes: make
+                .counter("karrow_sent_bytes_total", "Bytes written to Redis clients.")?,
+            consumed_messages: make.counters(
+                "karrow_consumed_messages_total",
+                "Messages delivered to clients.",
+                &["topic"],
+            )?,
+            consumed_bytes: make.counters(
+                "karrow_consumed_bytes_total",
+                "Payload bytes delivered to clients.",
+                &["topic"],
+            )?,
+            produced_messages: make.counters(
+                "karrow_produced_messages_total",
+                "Messages handed to the producer.",
+                &["topic"],
+            )?,
+            produced_bytes: make.counters(
+                "karrow_produced_bytes_total",
+                "Payload bytes handed to the producer.",
+                &["topic"],
+            )?,
+            deliveries: make.counters(
+                "karrow_deliveries_total",
+                "Produced messages by outcome: stored or failed.",
+                &["topic", "outcome"],
+            )?,
+            unflushed: make.gauge(
+                "karrow_producer_unflushed_messages",
+                "Produced messages neither stored nor failed yet.",
+            )?,
+            acks: make.counters(
+                "karrow_acks_total",
+                "Acks by outcome: moved, repeated or refused.",
+                &["outcome"],
+            )?,
+            commits: make.counters(
+                "karrow_commits_total",
+                "Offset commits by outcome.",
+                &["outcome"],
+            )?,
+            rebalances: make.counters(
+                "karrow_rebalances_total",
+                "Rebalances by kind: assigned, revoked or lost.",
+                &["kind"],
+            )?,
+            sessions: make.gauges("karrow_sessions", "Consumer sessions by state.", &["state"])?,
+            lag: make.gauges(
+                "karrow_consumer_lag_messages",
+                "Messages between a session's position and the end of its partition.",
+                &["group", "topic", "partition"],
+            )?,
+            missing_topics: make.gauges(
+                "karrow_missing_topics",
+                "Sessions that wait for a topic that does not exist.",
+                &["topic"],
+            )?,
+            kafka_clients: make
+                .gauge("karrow_kafka_clients", "librdkafka clients in this process.")?,
+            registry: registry.clone(),
+        };
+        Ok(metrics)
+    }
+
+    /// The text format of Prometheus.
+    ///
+    /// # Errors
+    /// A metric cannot be written, which is a bug.
+    pub fn text(&self) -> Result<String> {
+        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).map_err(internal)
+    }
+}
+
+struct Maker<'a>(&'a Registry);
+
+impl Maker<'_> {
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
+        let metric = IntCounter::new(name, help).map_err(internal)?;
+        self.0.register(Box::new(metric.clone())).map_err(internal)?;
+        Ok(metric)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
+        let metric = IntCounterVec::new(Opts::new(name, help), labels).map_err(internal)?;
+        self.0.register(Box::new(metric.clone())).map_err(internal)?;
+        Ok(metric)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge> {
+        let metric = IntGauge::new(name, help).map_err(internal)?;
+        self.0.register(Box::new(metric.clone())).map_err(internal)?;
+        Ok(metric)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
+        let metric = IntGaugeVec::new(Opts::new(name, help), labels).map_err(internal)?;
+        self.0.register(Box::new(metric.clone())).map_err(internal)?;
+        Ok(metric)
+    }
+}
+
+fn internal(error: prometheus::Error) -> Error {
+    Error::new(ErrorKind::Internal, format!("metrics: {error}"))
+}

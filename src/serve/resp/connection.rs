@@ -1,0 +1,378 @@
+//! One connection: reads, runs commands in order, writes, and waits for whatever comes first.
+
+use std::future::{Future, pending};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::{Buf, BytesMut};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::Gateway;
+use super::clients::ClientInfo;
+use super::command::{Client, Outcome, execute};
+use super::frame::{FrameLimits, Scanner};
+use super::reply::{Output, Value};
+
+/// Room made for one read.
+const READ_BYTES: usize = 16 * 1024;
+
+/// Replies are sent once they are this long, even if more commands are at hand.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// While a pop waits, the commands behind it are read ahead up to here.
+const READ_AHEAD_BYTES_MAX: usize = 1 << 20;
+
+/// Replies to commands that take nothing from Kafka may grow this far beyond the limit for those that do: a
+/// client that sends all of a pipeline before it reads must not stall.
+const OUTPUT_FACTOR: usize = 64;
+
+/// How long a connection that we close waits for its peer to close too, so that what the peer sent meanwhile
+/// does not make the system reset the connection before the peer has read our last reply.
+const LINGER: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// How often a connection whose read-ahead is full looks whether its peer has gone.
+const HANG_UP_CHECK: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Serves a connection to its end.
+pub async fn run(stream: TcpStream, peer: SocketAddr, gateway: Arc<Gateway>) {
+    let local = stream.local_addr().unwrap_or(gateway.addr);
+    let info = gateway.clients.add(peer, local);
+    gateway.metrics.connections.inc();
+    let limits = FrameLimits {
+        bulk_bytes_max: gateway.config.bulk_bytes_max,
+        request_bytes_max: gateway.config.request_bytes_max,
+    };
+    let mut connection = Connection {
+        stream,
+        input: BytesMut::new(),
+        scanner: Scanner::new(limits),
+        out: Output::default(),
+        client: Client::new(gateway.clone(), info.clone()),
+        info: info.clone(),
+        gateway: gateway.clone(),
+    };
+    if let Err(error) = connection.serve().await {
+        tracing::debug!(%peer, %error, "connection");
+    }
+    // Ends the session before anybody can see that the connection is gone.
+    drop(connection);
+    gateway.clients.remove(&info);
+    gateway.metrics.connections.dec();
+}
+
+struct Connection {
+    stream: TcpStream,
+    input: BytesMut,
+    scanner: Scanner,
+    out: Output,
+    client: Client,
+    info: Arc<ClientInfo>,
+    gateway: Arc<Gateway>,
+}
+
+/// Why the execution of commands paused.
+enum Step {
+    /// All that was read is done.
+    Input,
+    /// Too much waits to be sent.
+    Flush,
+    /// A command waits, see [`Outcome::Wait`].
+    Wait(Pin<Box<dyn Future<Output = ()> + Send>>, Option<Instant>),
+    /// A command's reply is computed elsewhere.
+    Run(Pin<Box<dyn Future<Output = Value> + Send>>),
+    Close,
+}
+
+/// What ended a wait.
+enum Woken<T> {
+    Done(T),
+    TimedOut,
+    Stopping,
+    /// The peer is gone, or the connection was killed.
+    Gone,
+}
+
+impl Connection {
+    async fn serve(&mut self) -> io::Result<()> {
+        loop {
+            match self.execute() {
+                Step::Input => {
+                    self.write()?;
+                    if !self.read_more().await? {
+                        return Ok(());
+                    }
+                }
+                Step::Flush => {
+                    if !self.flush(self.gateway.config.output_bytes_max / 2).await? {
+                        return Ok(());
+                    }
+                }
+                Step::Close => return self.close().await,
+                Step::Wait(future, deadline) => match self.wait(future, deadline).await? {
+                    Woken::Done(()) | Woken::Stopping => {}
+                    Woken::TimedOut => {
+                        if let Some(resumed) = &mut self.client.resumed {
+                            resumed.timed_out = true;
+                        }
+                    }
+                    Woken::Gone => return Ok(()),
+                },
+                Step::Run(mut future) => loop {
+                    match self.wait(&mut future, None).await? {
+                        Woken::Done(value) => {
+                            self.out.value(&value);
+                            break;
+                        }
+                        Woken::Stopping | Woken::TimedOut => {}
+                        Woken::Gone => return Ok(()),
+                    }
+                },
+            }
+            // One connection with an endless pipeline must not starve the others of its thread.
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    /// Runs commands until something has to be waited for.
+    fn execute(&mut self) -> Step {
+        loop {
+            if self.out.len() > self.gateway.config.output_bytes_max.saturating_mul(OUTPUT_FACTOR) {
+                return Step::Flush;
+            }
+            if let Some(args) = self.client.next_of_exec() {
+                let borrowed: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+                let (outcome, _) = execute(&mut self.client, &borrowed, &mut self.out);
+                let step = self.after(outcome);
+                if matches!(step, Some(Step::Wait(..) | Step::Flush)) {
+                    self.client.repeat_of_exec(args);
+                }
+                match step {
+                    None => continue,
+                    Some(step) => return step,
+                }
+            }
+            let len = match self.scanner.scan(&self.input) {
+                Ok(Some(len)) => len,
+                Ok(None) => return Step::Input,
+                Err(error) => {
+                    self.out.error(&error.0);
+                    return Step::Close;
+                }
+            };
+            let (outcome, _) =
+                execute(&mut self.client, &self.scanner.args(&self.input), &mut self.out);
+            let step = self.after(outcome);
+            if !matches!(step, Some(Step::Wait(..) | Step::Flush)) {
+                self.input.advance(len);
+                self.scanner.reset();
+            }
+            if let Some(step) = step {
+                return step;
+            }
+            if self.out.sendable().len() > WRITE_BYTES
+                && let Err(error) = self.write()
+            {
+                tracing::debug!(%error, "connection");
+                return Step::Close;
+            }
+        }
+    }
+
+    fn after(&mut self, outcome: Outcome) -> Option<Step> {
+        match outcome {
+            Outcome::Done => None,
+            Outcome::Ticket(ticket) => {
+                self.out.pending(ticket);
+                self.out.resolve();
+                None
+            }
+            Outcome::Close => Some(Step::Close),
+            Outcome::Flush => Some(Step::Flush),
+            Outcome::Wait(future, deadline) => Some(Step::Wait(future, deadline)),
+            Outcome::Run(future) => Some(Step::Run(future)),
+        }
+    }
+
+    /// Sends what the socket takes now.
+    fn write(&mut self) -> io::Result<()> {
+        if self.out.has_pending() {
+            self.out.resolve();
+        }
+        while !self.out.sendable().is_empty() {
+            match self.stream.try_write(self.out.sendable()) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.out.sent(count);
+                    self.gateway.metrics.sent_bytes.inc_by(count as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what the socket has now: `None` when that is nothing, 0 at its end.
+    fn read(&mut self) -> io::Result<Option<usize>> {
+        // Of a large argument that was announced, room is made as it really comes.
+        let announced = self.scanner.wanted().unwrap_or(0).saturating_sub(self.input.len());
+        self.input.reserve(announced.min(self.input.len()).max(READ_BYTES));
+        match self.stream.try_read_buf(&mut self.input) {
+            Ok(count) => {
+                self.gateway.metrics.received_bytes.inc_by(count as u64);
+                self.info.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
+                let active = self.info.since.elapsed().as_millis() as u64;
+                self.info.active_ms.store(active, Ordering::Relaxed);
+                Ok(Some(count))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for more commands, sending meanwhile; `false` when the connection is over.
+    async fn read_more(&mut self) -> io::Result<bool> {
+        if self.input.is_empty() && self.input.capacity() > 4 * READ_AHEAD_BYTES_MAX {
+            self.input = BytesMut::new();
+        }
+        loop {
+            if self.is_over() {
+                return Ok(false);
+            }
+            if self.gateway.is_stopping() {
+                self.close().await?;
+                return Ok(false);
+            }
+            match self.read()? {
+                Some(0) => {
+                    // A peer that only closed its writing side still gets its replies.
+                    self.flush(0).await?;
+                    return Ok(false);
+                }
+                Some(_) => return Ok(true),
+                None => {}
+            }
+            let sending = !self.out.sendable().is_empty();
+            tokio::select! {
+                readable = self.stream.readable() => readable?,
+                () = self.info.attention.notified() => self.look_around()?,
+                writable = self.stream.writable(), if sending => {
+                    writable?;
+                    self.write()?;
+                }
+            }
+        }
+    }
+
+    /// Waits until at most `rest` bytes wait to be sent, and for 0 until every reply is decided; `false` when
+    /// the connection is over.
+    async fn flush(&mut self, rest: usize) -> io::Result<bool> {
+        loop {
+            self.write()?;
+            if self.out.is_empty() || (rest > 0 && self.out.len() <= rest) {
+                return Ok(true);
+            }
+            if self.is_over() {
+                return Ok(false);
+            }
+            let sending = !self.out.sendable().is_empty();
+            tokio::select! {
+                writable = self.stream.writable(), if sending => writable?,
+                () = self.info.attention.notified() => self.look_around()?,
+            }
+        }
+    }
+
+    /// Sends every reply, ends the session, and closes.
+    async fn close(&mut self) -> io::Result<()> {
+        if !self.flush(0).await? {
+            return Ok(());
+        }
+        self.client.end_session();
+        SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write)?;
+        let rest = async {
+            self.input.clear();
+            while self.read()? != Some(0) {
+                self.input.clear();
+                self.stream.readable().await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(LINGER, rest).await.unwrap_or(Ok(()))
+    }
+
+    /// Waits for `future`, sending replies and watching the peer meanwhile.
+    async fn wait<T>(
+        &mut self,
+        mut future: impl Future<Output = T> + Unpin,
+        deadline: Option<Instant>,
+    ) -> io::Result<Woken<T>> {
+        let mut timeout = std::pin::pin!(async move {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                None => pending().await,
+            }
+        });
+        let was_stopping = self.gateway.is_stopping();
+        self.info.blocked.store(true, Ordering::Relaxed);
+        let woken = loop {
+            self.write()?;
+            if self.is_over() {
+                break Woken::Gone;
+            }
+            if !was_stopping && self.gateway.is_stopping() {
+                break Woken::Stopping;
+            }
+            let sending = !self.out.sendable().is_empty();
+            let ahead = self.input.len() < READ_AHEAD_BYTES_MAX;
+            tokio::select! {
+                biased;
+                done = &mut future => break Woken::Done(done),
+                () = self.info.attention.notified() => self.look_around()?,
+                () = &mut timeout => break Woken::TimedOut,
+                readable = self.stream.readable(), if ahead => {
+                    readable?;
+                    if self.read()? == Some(0) {
+                        break Woken::Gone;
+                    }
+                }
+                () = tokio::time::sleep(HANG_UP_CHECK), if !ahead => {
+                    if has_hung_up(&self.stream) {
+                        break Woken::Gone;
+                    }
+                }
+                writable = self.stream.writable(), if sending => writable?,
+            }
+        };
+        self.info.blocked.store(false, Ordering::Relaxed);
+        Ok(woken)
+    }
+
+    /// Something was notified: replies are decided, lines of MONITOR came, or the gateway's state changed.
+    fn look_around(&mut self) -> io::Result<()> {
+        let lines = self.info.monitored();
+        if !lines.is_empty() {
+            self.out.raw(&lines);
+        }
+        self.write()
+    }
+
+    fn is_over(&self) -> bool {
+        self.info.killed.load(Ordering::Acquire)
+    }
+}
+
+/// Whether the peer has closed its side, seen without reading what it sent before.
+fn has_hung_up(stream: &TcpStream) -> bool {
+    use std::os::fd::AsRawFd;
+    let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one valid pollfd; a timeout of 0 never blocks.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready > 0 && poll.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+}

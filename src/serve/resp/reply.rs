@@ -1,0 +1,344 @@
+//! Replies: values in, bytes out, in order, in the protocol version that the client negotiated.
+//!
+//! The encoder is our own because replies are the hot path and the shapes are few; RESP2 and RESP3 differ only
+//! in nulls, maps, verbatim strings and pushes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::kafka::producer::Ticket;
+
+/// The protocol version of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// What every connection starts with.
+    #[default]
+    Resp2,
+    /// After `HELLO 3`.
+    Resp3,
+}
+
+/// A reply that is built away from the connection, by something that waits for Kafka.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// `+OK` and the like.
+    Simple(&'static str),
+    /// The whole text, prefix included.
+    Error(String),
+    /// An integer.
+    Int(i64),
+    /// A bulk string.
+    Bulk(Vec<u8>),
+    /// The null of a single value.
+    Null,
+    /// An array.
+    Array(Vec<Value>),
+}
+
+/// What a connection has to send: bytes that may go, then replies that wait for Kafka and whatever came after
+/// them.
+#[derive(Debug, Default)]
+pub struct Output {
+    protocol: Protocol,
+    /// Bytes before `pending`, and how many of them the socket took.
+    ready: Vec<u8>,
+    written: usize,
+    pending: VecDeque<Pending>,
+    pending_bytes: usize,
+    errors: u64,
+}
+
+#[derive(Debug)]
+struct Pending {
+    ticket: Arc<Ticket>,
+    /// What follows that reply.
+    after: Vec<u8>,
+}
+
+impl Output {
+    /// Switches the protocol of what follows.
+    pub fn set_protocol(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
+    }
+
+    /// The protocol of what follows.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// How many error replies were written so far.
+    pub fn errors(&self) -> u64 {
+        self.errors
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn len(&self) -> usize {
+        self.ready.len() - self.written + self.pending_bytes
+    }
+
+    /// Whether nothing waits: neither bytes nor replies.
+    pub fn is_empty(&self) -> bool {
+        self.written == self.ready.len() && self.pending.is_empty()
+    }
+
+    /// Whether a reply waits for Kafka.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// How many replies wait for Kafka.
+    pub fn pending_count(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// What can be sent now.
+    pub fn sendable(&self) -> &[u8] {
+        self.ready.get(self.written..).unwrap_or_default()
+    }
+
+    /// The socket took this many bytes.
+    pub fn sent(&mut self, count: usize) {
+        self.written += count;
+        if self.written >= self.ready.len() {
+            self.ready.clear();
+            self.written = 0;
+            // One big reply must not hold its memory for as long as the client stays.
+            if self.ready.capacity() > 256 * 1024 {
+                self.ready = Vec::new();
+            }
+        }
+    }
+
+    /// A reply that `ticket` will decide: the number of messages stored, or an error.
+    pub fn pending(&mut self, ticket: Arc<Ticket>) {
+        self.pending.push_back(Pending { ticket, after: Vec::new() });
+    }
+
+    /// Turns replies that have been decided into bytes, as far as the order allows.
+    pub fn resolve(&mut self) {
+        while let Some(outcome) = self.pending.front().and_then(|front| front.ticket.outcome()) {
+            let Some(front) = self.pending.pop_front() else { return };
+            self.pending_bytes -= front.after.len();
+            let later = std::mem::take(&mut self.pending);
+            match outcome {
+                Ok(count) => self.int(i64::try_from(count).unwrap_or(i64::MAX)),
+                Err(error) => self.error(&format!("PROD {error}")),
+            }
+            self.pending = later;
+            self.ready.extend_from_slice(&front.after);
+        }
+    }
+
+    /// Where the next byte goes.
+    fn tail(&mut self) -> &mut Vec<u8> {
+        match self.pending.back_mut() {
+            Some(last) => &mut last.after,
+            None => &mut self.ready,
+        }
+    }
+
+    fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        match self.pending.back_mut() {
+            None => write(&mut self.ready),
+            Some(last) => {
+                let before = last.after.len();
+                write(&mut last.after);
+                self.pending_bytes += last.after.len() - before;
+            }
+        }
+    }
+
+    /// `+text`; the text is ours and has no line break.
+    pub fn simple(&mut self, text: &'static str) {
+        self.write(|out| {
+            out.push(b'+');
+            out.extend_from_slice(text.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        });
+    }
+
+    /// An error, prefix included. Line breaks in it become spaces: they would end the reply early.
+    pub fn error(&mut self, text: &str) {
+        self.errors += 1;
+        self.write(|out| {
+            out.push(b'-');
+            out.extend(
+                text.bytes().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte }),
+            );
+            out.extend_from_slice(b"\r\n");
+        });
+    }
+
+    /// An integer.
+    pub fn int(&mut self, value: i64) {
+        self.write(|out| header(out, b':', value));
+    }
+
+    /// A bulk string.
+    pub fn bulk(&mut self, value: impl AsRef<[u8]>) {
+        let value = value.as_ref();
+        self.write(|out| {
+            header(out, b'$', value.len() as i64);
+            out.extend_from_slice(value);
+            out.extend_from_slice(b"\r\n");
+        });
+    }
+
+    /// Text for people: a verbatim string in RESP3, a bulk string before.
+    pub fn text(&mut self, value: &str) {
+        if self.protocol == Protocol::Resp2 {
+            return self.bulk(value);
+        }
+        self.write(|out| {
+            header(out, b'=', value.len() as i64 + 4);
+            out.extend_from_slice(b"txt:");
+            out.extend_from_slice(value.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        });
+    }
+
+    /// The null in place of a bulk string.
+    pub fn null(&mut self) {
+        let null: &[u8] = if self.protocol == Protocol::Resp2 { b"$-1\r\n" } else { b"_\r\n" };
+        self.tail_extend(null);
+    }
+
+    /// The null in place of an array: what a blocking pop answers after its timeout.
+    pub fn null_array(&mut self) {
+        let null: &[u8] = if self.protocol == Protocol::Resp2 { b"*-1\r\n" } else { b"_\r\n" };
+        self.tail_extend(null);
+    }
+
+    fn tail_extend(&mut self, bytes: &[u8]) {
+        self.write(|out| out.extend_from_slice(bytes));
+    }
+
+    /// The header of an array of `count` values, which follow.
+    pub fn array(&mut self, count: usize) {
+        self.write(|out| header(out, b'*', count as i64));
+    }
+
+    /// The header of a map of `count` pairs, which follow; flat in RESP2.
+    pub fn map(&mut self, count: usize) {
+        match self.protocol {
+            Protocol::Resp2 => self.array(count * 2),
+            Protocol::Resp3 => self.write(|out| header(out, b'%', count as i64)),
+        }
+    }
+
+    /// Bytes that are encoded already.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.tail_extend(bytes);
+    }
+
+    /// Makes room for a reply of about this many bytes.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.tail().reserve(bytes);
+    }
+
+    /// A reply that was built elsewhere.
+    pub fn value(&mut self, value: &Value) {
+        match value {
+            Value::Simple(text) => self.simple(text),
+            Value::Error(text) => self.error(text),
+            Value::Int(value) => self.int(*value),
+            Value::Bulk(value) => self.bulk(value),
+            Value::Null => self.null(),
+            Value::Array(values) => {
+                self.array(values.len());
+                for value in values {
+                    self.value(value);
+                }
+            }
+        }
+    }
+}
+
+/// `<kind><number>\r\n`.
+fn header(out: &mut Vec<u8>, kind: u8, value: i64) {
+    out.push(kind);
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use redis_protocol::resp2::decode::decode as decode2;
+    use redis_protocol::resp2::types::OwnedFrame as Frame2;
+    use redis_protocol::resp3::decode::complete::decode as decode3;
+    use redis_protocol::resp3::types::OwnedFrame as Frame3;
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    fn check(write: impl Fn(&mut Output), resp2: &str, resp3: &str) {
+        for (protocol, expect) in [(Protocol::Resp2, resp2), (Protocol::Resp3, resp3)] {
+            let mut output = Output::default();
+            output.set_protocol(protocol);
+            write(&mut output);
+            assert_eq!(
+                output.sendable().escape_ascii().to_string(),
+                expect.as_bytes().escape_ascii().to_string()
+            );
+        }
+    }
+
+    #[test]
+    fn shapes_follow_the_protocol() {
+        check(|out| out.null(), "$-1\r\n", "_\r\n");
+        check(|out| out.null_array(), "*-1\r\n", "_\r\n");
+        check(|out| out.map(2), "*4\r\n", "%2\r\n");
+        check(|out| out.text("hi"), "$2\r\nhi\r\n", "=6\r\ntxt:hi\r\n");
+        check(|out| out.error("ERR a\r\n+OK\r\n"), "-ERR a  +OK  \r\n", "-ERR a  +OK  \r\n");
+    }
+
+    #[test]
+    fn integers_are_whole_at_every_size() {
+        for exponent in 0..19 {
+            for value in [10i64.pow(exponent), 10i64.pow(exponent) - 1, -(10i64.pow(exponent))] {
+                check(|out| out.int(value), &format!(":{value}\r\n"), &format!(":{value}\r\n"));
+            }
+        }
+        check(|out| out.int(i64::MIN), ":-9223372036854775808\r\n", ":-9223372036854775808\r\n");
+    }
+
+    #[test]
+    fn an_independent_decoder_reads_them() {
+        let mut output = Output::default();
+        output.array(3);
+        output.bulk(b"a\r\nb\xff");
+        output.int(7);
+        output.null();
+        let (frame, _) = decode2(output.sendable()).expect("legal").expect("complete");
+        let expect = Frame2::Array(vec![
+            Frame2::BulkString(b"a\r\nb\xff".to_vec()),
+            Frame2::Integer(7),
+            Frame2::Null,
+        ]);
+        assert_eq!(frame, expect);
+
+        let mut output = Output::default();
+        output.set_protocol(Protocol::Resp3);
+        output.map(1);
+        output.bulk("k");
+        output.null();
+        let (frame, _) = decode3(output.sendable()).expect("legal").expect("complete");
+        assert!(matches!(frame, Frame3::Map { data, .. } if data.len() == 1));
+    }
+
+    #[test]
+    fn replies_keep_their_order_behind_one_that_waits() {
+        let ticket = Ticket::new(1, Arc::new(Notify::new()));
+        let mut output = Output::default();
+        output.simple("OK");
+        output.pending(ticket.clone());
+        output.int(2);
+        output.resolve();
+        assert_eq!(output.sendable(), b"+OK\r\n");
+        ticket.settle(1, None);
+        output.resolve();
+        assert_eq!(output.sendable(), b"+OK\r\n:1\r\n:2\r\n");
+        output.sent(13);
+        assert!(output.is_empty());
+    }
+}

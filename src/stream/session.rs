@@ -1,0 +1,758 @@
+//! [`Session`]: one member of a consumer group, bound to one client connection.
+//!
+//! The connection pops under the session's lock; a task of the session's own serves rebalances and errors, so
+//! that the group is kept alive between pops. Whether the Kafka consumer behind it is the session's own is
+//! known only to `kafka/`.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prometheus::IntCounter;
+use tokio::sync::{Notify, watch};
+
+use super::acks::{Ack, Position};
+use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::Partition;
+use crate::kafka::consumer::{CommitError, ConsumerEvent, Fetched, GroupConsumer, RecordQueue};
+use crate::kafka::options::ConsumerOptions;
+use crate::kafka::record::Record;
+use crate::metrics::Metrics;
+
+/// Deadline of one request while the start of a partition is looked up.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the start of a partition may stay unknown before the consumer is given up.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who a session is: `<group.id>:<name>` as the client said it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionName {
+    full: Arc<str>,
+    group_len: usize,
+}
+
+impl SessionName {
+    /// Splits at the first colon.
+    ///
+    /// # Errors
+    /// rafka's texts: no colon, or no group in front of it.
+    pub fn parse(full: &str) -> Result<Self> {
+        let group_len = full.find(':').ok_or_else(|| Error::invalid("Cannot parse group.id"))?;
+        if group_len == 0 {
+            return Err(Error::invalid(
+                "Failed to register Consumer (attr: `group.id` is missing)",
+            ));
+        }
+        Ok(Self { full: Arc::from(full), group_len })
+    }
+
+    /// The consumer group.
+    pub fn group(&self) -> &str {
+        &self.full[..self.group_len]
+    }
+
+    /// Group and name together.
+    pub fn full(&self) -> &Arc<str> {
+        &self.full
+    }
+}
+
+/// The answer to a pop that did not wait.
+pub enum Pop {
+    /// A message; delivered from this moment on.
+    Record(Record),
+    /// Nothing is ready.
+    Empty {
+        /// The end of every assigned partition was reached: there is nothing to wait for.
+        at_end: bool,
+    },
+    /// No consumer is behind the session: [`Session::join`] first.
+    Dormant,
+    /// The last [`Session::join`] failed.
+    Refused(Error),
+    /// The session is over.
+    Closed,
+}
+
+/// What a session looks like from outside.
+#[derive(Clone, Debug)]
+pub struct SessionView {
+    /// Group and name.
+    pub name: SessionName,
+    /// The subscription.
+    pub topics: Vec<Arc<str>>,
+    /// Subscribed topics that do not exist (yet).
+    pub missing: Vec<Arc<str>>,
+    /// What the group gave us.
+    pub partitions: Vec<PartitionView>,
+    /// Whether a Kafka consumer is behind it at this moment.
+    pub live: bool,
+}
+
+/// A partition of a [`SessionView`].
+#[derive(Clone, Debug)]
+pub struct PartitionView {
+    /// The topic's name.
+    pub topic: Arc<str>,
+    /// The partition's number.
+    pub partition: i32,
+    /// How far it got.
+    pub position: Position,
+    /// Messages that are not acked yet; `None` while that cannot be known.
+    pub lag: Option<i64>,
+}
+
+/// See the top of this file.
+pub struct Session {
+    name: SessionName,
+    topics: Vec<Arc<str>>,
+    options: ConsumerOptions,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    /// Something changed for a pop that waits.
+    ready: Arc<Notify>,
+    /// The consumer has events.
+    events: Arc<Notify>,
+    /// Popped or acked since the task last looked.
+    touched: AtomicBool,
+    /// Pops that wait at this moment; they count as alive.
+    blocked: AtomicUsize,
+    closing: watch::Sender<bool>,
+    /// A consumer is joining, joined or leaving.
+    running: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct State {
+    phase: Phase,
+    consumer: Option<Arc<GroupConsumer>>,
+    queue: Option<RecordQueue>,
+    buffer: VecDeque<Fetched>,
+    partitions: Vec<Assigned>,
+    /// Index of the partition the last record came from; the next one is likely its neighbour.
+    last: usize,
+    was_assigned: bool,
+    missing: BTreeSet<Arc<str>>,
+    /// To be answered by the next pop.
+    error: Option<Error>,
+    /// Why the consumer could not be made.
+    refused: Option<Error>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// No consumer; the next pop starts one.
+    #[default]
+    Dormant,
+    /// The consumer is being made, or its predecessor has still to leave.
+    Joining,
+    /// The session's task runs.
+    Live,
+    /// For good.
+    Closed,
+}
+
+struct Assigned {
+    topic: Arc<str>,
+    partition: i32,
+    position: Position,
+    at_end: bool,
+    consumed: (IntCounter, IntCounter),
+}
+
+impl Session {
+    /// A session that has not joined its group yet.
+    pub fn new(
+        name: SessionName,
+        topics: Vec<Arc<str>>,
+        options: ConsumerOptions,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            topics,
+            options,
+            metrics,
+            state: Mutex::default(),
+            ready: Arc::new(Notify::new()),
+            events: Arc::new(Notify::new()),
+            touched: AtomicBool::new(true),
+            blocked: AtomicUsize::new(0),
+            closing: watch::Sender::new(false),
+            running: watch::Sender::new(false),
+        })
+    }
+
+    /// Who it is.
+    pub fn name(&self) -> &SessionName {
+        &self.name
+    }
+
+    /// The subscription.
+    pub fn topics(&self) -> &[Arc<str>] {
+        &self.topics
+    }
+
+    /// How long the name's next owner may have to wait for this one to leave.
+    pub fn session_timeout(&self) -> Duration {
+        self.options.session_timeout
+    }
+
+    /// Starts joining the group on `runtime`, after `predecessor` (the consumer that had this name before) has
+    /// left it. Pops find nothing until that is done, or [`Pop::Refused`].
+    pub fn join(
+        self: &Arc<Self>,
+        predecessor: Option<watch::Receiver<bool>>,
+        runtime: &tokio::runtime::Handle,
+    ) {
+        {
+            let mut state = self.state.lock();
+            if state.phase != Phase::Dormant {
+                return;
+            }
+            *state = State { phase: Phase::Joining, ..State::default() };
+            self.running.send_replace(true);
+        }
+        let session = self.clone();
+        runtime.spawn(async move {
+            if let Some(mut left) = predecessor {
+                let patience = session.options.session_timeout;
+                let _ = tokio::time::timeout(patience, left.wait_for(|left| *left)).await;
+            }
+            let starting = session.clone();
+            let started = tokio::task::spawn_blocking(move || starting.start())
+                .await
+                .unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, error.to_string())));
+            match started {
+                Ok(Some((consumer, known))) => session.serve(consumer, known).await,
+                Ok(None) => {}
+                Err(error) => {
+                    let mut state = session.state.lock();
+                    if state.phase == Phase::Joining {
+                        state.phase = Phase::Dormant;
+                        state.refused = Some(error);
+                    }
+                }
+            }
+            session.running.send_replace(false);
+            session.ready.notify_one();
+        });
+    }
+
+    /// Waits until no consumer is behind the session any more.
+    pub async fn left(&self) {
+        // The sender is ours, so waiting cannot fail.
+        let _ = self.running.subscribe().wait_for(|running| !*running).await;
+    }
+
+    /// `None` if the session was closed meanwhile.
+    fn start(&self) -> Result<Option<Started>> {
+        if self.state.lock().phase == Phase::Closed {
+            return Ok(None);
+        }
+        let (ready, events) = (self.ready.clone(), self.events.clone());
+        let (consumer, queue) = GroupConsumer::subscribe(
+            &self.options,
+            &self.topics,
+            Box::new(move || ready.notify_one()),
+            Box::new(move || events.notify_one()),
+        )?;
+        let consumer = Arc::new(consumer);
+        // Partitions that appear later start at their beginning, whatever `auto.offset.reset` says; those
+        // that are here now do not.
+        let known = self.options.starts_at_end.then(|| self.known_partitions(&consumer));
+        let mut state = self.state.lock();
+        if state.phase == Phase::Closed {
+            drop(state);
+            drop(queue);
+            consumer.close(self.options.session_timeout);
+            return Ok(None);
+        }
+        state.phase = Phase::Live;
+        state.consumer = Some(consumer.clone());
+        state.queue = Some(queue);
+        drop(state);
+        self.touched.store(true, Ordering::Relaxed);
+        Ok(Some((consumer, known)))
+    }
+
+    /// How many partitions each topic has; `None` where nobody could say.
+    fn known_partitions(&self, consumer: &GroupConsumer) -> Vec<Option<i32>> {
+        self.topics
+            .iter()
+            .map(|topic| match consumer.partition_count(topic, RESOLVE_TIMEOUT) {
+                Ok(count) => Some(count),
+                Err(error) => {
+                    tracing::warn!(%topic, %error, "cannot tell old partitions from new ones");
+                    None
+                }
+            })
+            .collect()
+    }
+
+    /// The next message, if one is ready. Never blocks, and never fetches ahead of the prefetch budget.
+    ///
+    /// # Errors
+    /// What went wrong since the last pop, once.
+    pub fn pop(&self) -> Result<Pop> {
+        self.touched.store(true, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        loop {
+            if let Some(error) = state.error.take() {
+                return Err(error);
+            }
+            if state.buffer.is_empty() {
+                state.take();
+            }
+            match state.buffer.pop_front() {
+                Some(Fetched::Record(record)) => {
+                    if state.deliver(&record) {
+                        return Ok(Pop::Record(record));
+                    }
+                }
+                Some(Fetched::End { topic, partition }) => {
+                    if let Some(index) = state.find(&topic, partition)
+                        && let Some(assigned) = state.partitions.get_mut(index)
+                    {
+                        assigned.at_end = true;
+                    }
+                }
+                Some(Fetched::Failed(error)) => return Err(error),
+                None if state.phase == Phase::Closed => return Ok(Pop::Closed),
+                None if state.phase == Phase::Dormant => {
+                    return Ok(state.refused.take().map_or(Pop::Dormant, Pop::Refused));
+                }
+                None => return Ok(Pop::Empty { at_end: state.at_end(&self.topics) }),
+            }
+        }
+    }
+
+    /// Waits until a pop may have something new to say. The session counts as alive meanwhile.
+    pub async fn wait(&self) {
+        struct Blocked<'a>(&'a Session);
+        impl Drop for Blocked<'_> {
+            fn drop(&mut self) {
+                self.0.blocked.fetch_sub(1, Ordering::Relaxed);
+                self.0.touched.store(true, Ordering::Relaxed);
+            }
+        }
+        self.blocked.fetch_add(1, Ordering::Relaxed);
+        let _blocked = Blocked(self);
+        self.ready.notified().await;
+    }
+
+    /// Checks all of `acks`, then applies them: returns how many moved a position forward.
+    ///
+    /// # Errors
+    /// A partition that is not ours (any more), or an offset that was not delivered since it became ours;
+    /// nothing is applied then.
+    pub fn ack(&self, acks: &[Ack]) -> Result<usize> {
+        self.touched.store(true, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        for ack in acks {
+            let covered =
+                state.find(&ack.topic, ack.partition).and_then(|index| state.partitions.get(index));
+            match covered {
+                None => {
+                    return Err(Error::new(
+                        ErrorKind::Conflict,
+                        format!(
+                            "{}:{} is not assigned to {}",
+                            ack.topic, ack.partition, self.name.full
+                        ),
+                    ));
+                }
+                Some(assigned) if !assigned.position.covers(ack.offset) => {
+                    return Err(Error::invalid(format!(
+                        "{}:{}:{} was not delivered to {} since the partition was assigned to it",
+                        ack.topic, ack.partition, ack.offset, self.name.full
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        let mut moved = Vec::new();
+        for ack in acks {
+            let Some(index) = state.find(&ack.topic, ack.partition) else { continue };
+            let Some(assigned) = state.partitions.get_mut(index) else { continue };
+            if let Some(next) = assigned.position.advance(ack.offset) {
+                assigned.position.acked = Some(next);
+                moved.push(Partition::new(assigned.topic.clone(), ack.partition, Some(next)));
+            }
+        }
+        if let Some(consumer) = &state.consumer
+            && !moved.is_empty()
+        {
+            consumer.store(&moved)?;
+        }
+        Ok(moved.len())
+    }
+
+    /// Starts closing: pops answer [`Pop::Closed`]; what was acked is committed, and the group is left.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Live {
+            // The task has the rest.
+            self.closing.send_replace(true);
+            state.clear();
+        }
+        state.phase = Phase::Closed;
+        drop(state);
+        self.ready.notify_one();
+    }
+
+    /// A snapshot; `lag` costs no request.
+    pub fn view(&self) -> SessionView {
+        let mut state = self.state.lock();
+        if state.buffer.is_empty() {
+            // Shows where a partition that nobody has popped from begins.
+            state.take();
+        }
+        let partitions = state
+            .partitions
+            .iter()
+            .map(|assigned| PartitionView {
+                topic: assigned.topic.clone(),
+                partition: assigned.partition,
+                position: assigned.position,
+                lag: state.consumer.as_ref().and_then(|consumer| assigned.lag(consumer)),
+            })
+            .collect();
+        SessionView {
+            name: self.name.clone(),
+            topics: self.topics.clone(),
+            missing: state.missing.iter().cloned().collect(),
+            partitions,
+            live: state.phase == Phase::Live,
+        }
+    }
+
+    /// The session's task: serves the consumer until the session closes, its client falls silent, or the
+    /// consumer dies.
+    async fn serve(&self, consumer: Arc<GroupConsumer>, known: Option<Vec<Option<i32>>>) {
+        let mut closing = self.closing.subscribe();
+        let max_poll = self.options.max_poll_interval;
+        let tick = (max_poll / 8).clamp(Duration::from_millis(20), Duration::from_secs(30));
+        let mut last_seen = Instant::now();
+        let end = loop {
+            let mut fatal = None;
+            while let Some(event) = consumer.next_event() {
+                if let Some(error) = self.handle(&consumer, known.as_deref(), event).await {
+                    fatal = Some(error);
+                    break;
+                }
+            }
+            if let Some(error) = fatal {
+                break End::Fatal(error);
+            }
+            tokio::select! {
+                () = self.events.notified() => {}
+                _ = closing.wait_for(|closing| *closing) => break End::Closed,
+                () = tokio::time::sleep(tick) => {}
+            }
+            if self.touched.swap(false, Ordering::Relaxed)
+                || self.blocked.load(Ordering::Relaxed) > 0
+            {
+                last_seen = Instant::now();
+            } else if last_seen.elapsed() >= max_poll {
+                break End::Silent;
+            }
+        };
+        self.leave(&consumer, end).await;
+    }
+
+    async fn leave(&self, consumer: &Arc<GroupConsumer>, end: End) {
+        {
+            let mut state = self.state.lock();
+            // Every record goes before its consumer does.
+            state.clear();
+        }
+        let (closed, deadline) = (consumer.clone(), self.options.session_timeout);
+        let closing = tokio::task::spawn_blocking(move || closed.close(deadline));
+        for committed in closing.await.unwrap_or_default() {
+            self.committed(committed);
+        }
+        let mut state = self.state.lock();
+        if state.phase == Phase::Live {
+            state.phase = Phase::Dormant;
+        }
+        match end {
+            End::Closed => {}
+            End::Silent => {
+                tracing::info!(name = %self.name.full, "a silent client has left its group");
+            }
+            End::Fatal(error) => {
+                tracing::error!(name = %self.name.full, %error, "consumer failed");
+                state.error = Some(error);
+            }
+        }
+        state.consumer = None;
+    }
+
+    /// Returns the error after which the consumer is of no use.
+    async fn handle(
+        &self,
+        consumer: &Arc<GroupConsumer>,
+        known: Option<&[Option<i32>]>,
+        event: ConsumerEvent,
+    ) -> Option<Error> {
+        let name = &self.name.full;
+        match event {
+            ConsumerEvent::Assigned(partitions) => {
+                self.metrics.rebalances.with_label_values(&["assigned"]).inc();
+                let partitions = match known {
+                    None => partitions,
+                    Some(known) => match self.with_starts(consumer, known, partitions).await {
+                        Ok(partitions) => partitions,
+                        Err(error) => return Some(error),
+                    },
+                };
+                tracing::debug!(%name, ?partitions, "assigned");
+                self.assign(consumer, &partitions);
+            }
+            ConsumerEvent::Revoked { partitions, lost } => {
+                let kind = if lost { "lost" } else { "revoked" };
+                self.metrics.rebalances.with_label_values(&[kind]).inc();
+                tracing::debug!(%name, ?partitions, lost, "revoked");
+                let mut state = self.state.lock();
+                state.revoke(&partitions);
+                if let Err(error) = consumer.unassign(&partitions) {
+                    tracing::warn!(%name, %error, "unassign");
+                }
+            }
+            ConsumerEvent::Committed(result) => self.committed(result),
+            ConsumerEvent::TopicMissing(text) => {
+                let mut state = self.state.lock();
+                for topic in &self.topics {
+                    if text.contains(&format!(" {topic}:")) && state.missing.insert(topic.clone()) {
+                        tracing::warn!(%name, %topic, "a subscribed topic does not exist");
+                    }
+                }
+                drop(state);
+                self.ready.notify_one();
+            }
+            // One broker of several that hangs up is librdkafka's business.
+            ConsumerEvent::Failed(error) if error.kind() == ErrorKind::Unavailable => {
+                tracing::warn!(%name, %error, "consumer");
+            }
+            ConsumerEvent::Failed(error) => {
+                tracing::warn!(%name, %error, "consumer");
+                self.state.lock().error = Some(error);
+                self.ready.notify_one();
+            }
+            ConsumerEvent::Fatal(error) => return Some(error),
+        }
+        None
+    }
+
+    fn committed(&self, result: Result<()>) {
+        let outcome = if result.is_ok() { "ok" } else { "error" };
+        self.metrics.commits.with_label_values(&[outcome]).inc();
+        if let Err(error) = result {
+            tracing::warn!(name = %self.name.full, %error, "commit");
+        }
+    }
+
+    fn assign(&self, consumer: &GroupConsumer, partitions: &[Partition]) {
+        let mut state = self.state.lock();
+        if state.queue.is_none() {
+            return; // Closing; the task is told next.
+        }
+        for partition in partitions {
+            let topic = &*partition.topic;
+            state.missing.remove(topic);
+            state.partitions.push(Assigned {
+                topic: partition.topic.clone(),
+                partition: partition.partition,
+                position: Position::default(),
+                at_end: false,
+                consumed: (
+                    self.metrics.consumed_messages.with_label_values(&[topic]),
+                    self.metrics.consumed_bytes.with_label_values(&[topic]),
+                ),
+            });
+        }
+        state.was_assigned = true;
+        // Under the lock, so that no message comes from a partition that is not in the table.
+        if let Err(error) = consumer.assign(partitions) {
+            tracing::warn!(name = %self.name.full, %error, "assign");
+            state.revoke(partitions);
+        }
+        drop(state);
+        self.ready.notify_one();
+    }
+
+    /// Gives each of `partitions` that the group has no commit for a start, and commits it: with
+    /// `auto.offset.reset=latest` a restart before the first ack would else pass over what came meanwhile.
+    async fn with_starts(
+        &self,
+        consumer: &Arc<GroupConsumer>,
+        known: &[Option<i32>],
+        partitions: Vec<Partition>,
+    ) -> Result<Vec<Partition>> {
+        if partitions.is_empty() {
+            return Ok(partitions);
+        }
+        let began = Instant::now();
+        loop {
+            let known: Vec<(Arc<str>, Option<i32>)> =
+                self.topics.iter().cloned().zip(known.iter().copied()).collect();
+            let (consumer, wanted) = (consumer.clone(), partitions.clone());
+            let resolved = tokio::task::spawn_blocking(move || resolve(&consumer, &known, wanted))
+                .await
+                .unwrap_or_else(|error| {
+                    Err(CommitError::Failed(Error::new(ErrorKind::Internal, error.to_string())))
+                });
+            match resolved {
+                Ok(partitions) => return Ok(partitions),
+                // Nothing is ours then; the rebalance that follows says what is.
+                Err(CommitError::GroupMovedOn) => return Ok(Vec::new()),
+                Err(CommitError::Failed(error)) => {
+                    tracing::warn!(name = %self.name.full, %error, "cannot tell where to start");
+                    if *self.closing.borrow() || began.elapsed() > RESOLVE_PATIENCE {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            }
+        }
+    }
+}
+
+/// A consumer that runs, and how many partitions its topics had when it started, where that matters.
+type Started = (Arc<GroupConsumer>, Option<Vec<Option<i32>>>);
+
+enum End {
+    Closed,
+    Silent,
+    Fatal(Error),
+}
+
+fn resolve(
+    consumer: &GroupConsumer,
+    known: &[(Arc<str>, Option<i32>)],
+    wanted: Vec<Partition>,
+) -> Result<Vec<Partition>, CommitError> {
+    let mut found = consumer.committed(&wanted, RESOLVE_TIMEOUT).map_err(CommitError::Failed)?;
+    let mut starts = Vec::new();
+    for partition in found.iter_mut().filter(|partition| partition.offset.is_none()) {
+        let (first, next) = consumer
+            .offsets(&partition.topic, partition.partition, RESOLVE_TIMEOUT)
+            .map_err(CommitError::Failed)?;
+        let count =
+            known.iter().find(|(topic, _)| *topic == partition.topic).and_then(|(_, count)| *count);
+        let is_new = count.is_some_and(|count| partition.partition >= count);
+        partition.offset = Some(if is_new { first } else { next });
+        starts.push(partition.clone());
+    }
+    if !starts.is_empty() {
+        consumer.commit(&starts)?;
+    }
+    Ok(found)
+}
+
+impl State {
+    /// Moves a batch from librdkafka into the buffer and notes where partitions begin.
+    fn take(&mut self) {
+        let Some(queue) = &mut self.queue else { return };
+        queue.take(&mut self.buffer);
+        let mut index = self.last;
+        for fetched in &self.buffer {
+            let Fetched::Record(record) = fetched else { continue };
+            let Some(found) = find(&self.partitions, index, record.topic(), record.partition())
+            else {
+                continue;
+            };
+            index = found;
+            if let Some(assigned) = self.partitions.get_mut(found) {
+                assigned.position.start.get_or_insert(record.offset());
+            }
+        }
+    }
+
+    fn find(&mut self, topic: &str, partition: i32) -> Option<usize> {
+        let found = find(&self.partitions, self.last, topic, partition)?;
+        self.last = found;
+        Some(found)
+    }
+
+    /// Books a record as delivered; `false` where its partition is not ours any more.
+    fn deliver(&mut self, record: &Record) -> bool {
+        let Some(index) = self.find(record.topic(), record.partition()) else { return false };
+        let Some(assigned) = self.partitions.get_mut(index) else { return false };
+        assigned.position.delivered = Some(record.offset() + 1);
+        assigned.at_end = false;
+        assigned.consumed.0.inc();
+        assigned.consumed.1.inc_by(record.payload().map_or(0, <[u8]>::len) as u64);
+        true
+    }
+
+    fn at_end(&self, topics: &[Arc<str>]) -> bool {
+        let nothing_exists = self.missing.len() == topics.len();
+        self.queue.is_some()
+            && (self.was_assigned || nothing_exists)
+            && self.partitions.iter().all(|assigned| assigned.at_end)
+    }
+
+    fn revoke(&mut self, partitions: &[Partition]) {
+        let gone = |topic: &str, number: i32| {
+            partitions.iter().any(|gone| gone.partition == number && *gone.topic == *topic)
+        };
+        self.partitions.retain(|assigned| !gone(&assigned.topic, assigned.partition));
+        self.buffer.retain(|fetched| match fetched {
+            Fetched::Record(record) => !gone(record.topic(), record.partition()),
+            Fetched::End { topic, partition } => !gone(topic, *partition),
+            Fetched::Failed(_) => true,
+        });
+    }
+
+    fn clear(&mut self) {
+        self.buffer.clear();
+        self.partitions.clear();
+        self.queue = None;
+    }
+}
+
+fn find(partitions: &[Assigned], hint: usize, topic: &str, partition: i32) -> Option<usize> {
+    let is_it = |assigned: &Assigned| assigned.partition == partition && *assigned.topic == *topic;
+    if partitions.get(hint).is_some_and(is_it) {
+        return Some(hint);
+    }
+    partitions.iter().position(is_it)
+}
+
+impl Assigned {
+    fn lag(&self, consumer: &GroupConsumer) -> Option<i64> {
+        let (_, next) = consumer.cached_offsets(&self.topic, self.partition)?;
+        let done = self.position.acked.or(self.position.start);
+        match done {
+            Some(done) => Some((next - done).max(0)),
+            None if self.at_end => Some(0),
+            None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_split_at_the_first_colon() {
+        let name = SessionName::parse("orders:worker:1").expect("a name");
+        assert_eq!((name.group(), &**name.full()), ("orders", "orders:worker:1"));
+        assert_eq!(
+            SessionName::parse("worker").expect_err("no colon").message(),
+            "Cannot parse group.id"
+        );
+        assert!(
+            SessionName::parse(":worker")
+                .expect_err("no group")
+                .message()
+                .contains("`group.id` is missing")
+        );
+    }
+}

@@ -237,7 +237,7 @@ fn brokers_come_from_the_nearest_place() {
         (vec![], Settings::default(), "localhost:9092", false),
         (vec![&*kafka], Settings::default(), "json:1", false),
         (vec![&*kafka, &*own], Settings::default(), "toml:1", true),
-        (vec![&*own, &*kafka], typed(), "flag:1", true),
+        (vec![&*own, &*kafka], typed(), "flag:1", false),
     ] {
         let (config, warnings) = load(&files, settings).unwrap();
         assert_eq!(config.kafka.bootstrap_servers(), expected);

@@ -160,7 +160,7 @@ impl Config {
                             .to_owned(),
                     ));
                 }
-                kafka.choose_brokers(settings.brokers.as_deref(), warnings)?;
+                kafka.choose_brokers(settings.brokers.as_deref(), brokers_typed, warnings)?;
             }
         }
         let resp = resp_config(&settings, host, &kafka, warnings)?;
@@ -184,7 +184,9 @@ impl KafkaConfig {
     pub fn load(files: &[PathBuf], brokers: Option<&str>) -> Result<(Self, Vec<Warning>)> {
         let mut warnings = Vec::new();
         let (settings, mut kafka) = load_files(files, &mut warnings)?;
-        kafka.choose_brokers(brokers.or(settings.brokers.as_deref()), &mut warnings)?;
+        let typed = brokers.is_some();
+        let brokers = brokers.or(settings.brokers.as_deref());
+        kafka.choose_brokers(brokers, typed, &mut warnings)?;
         Ok((kafka, warnings))
     }
 
@@ -200,13 +202,19 @@ impl KafkaConfig {
         self.producer.get(BOOTSTRAP_SERVERS).map_or(BROKERS, String::as_str)
     }
 
-    fn choose_brokers(&mut self, brokers: Option<&str>, warnings: &mut Vec<Warning>) -> Result<()> {
+    /// `typed` brokers beat the file's without a word; two files that differ are worth one.
+    fn choose_brokers(
+        &mut self,
+        brokers: Option<&str>,
+        typed: bool,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<()> {
         match brokers {
             Some(brokers) if brokers.split(',').all(|broker| broker.trim().is_empty()) => {
                 return Err(Error::invalid("brokers: expected host:port[,host:port…]"));
             }
             Some(brokers) => {
-                if self.named_brokers().is_some_and(|named| named != brokers) {
+                if !typed && self.named_brokers().is_some_and(|named| named != brokers) {
                     warnings.push(Warning(format!(
                         "brokers={brokers} replaces bootstrap.servers of the librdkafka file"
                     )));

@@ -1,1 +1,336 @@
+//! Flags, environment, karrow.toml and librdkafka.json: what wins, and what each mistake is told.
 
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use karrow::config::flags::{ServeFlags, Settings};
+use karrow::config::{Config, KafkaConfig, Warning};
+use karrow::error::ErrorKind;
+
+/// Writes `text` under `name` into a directory of its own.
+fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    (dir, path)
+}
+
+fn load(files: &[&Path], settings: Settings) -> Result<(Config, Vec<Warning>), String> {
+    let config = files.iter().map(|path| path.to_path_buf()).collect();
+    Config::load(ServeFlags { config, settings }).map_err(|error| {
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(!error.message().contains('\n'), "one line: {error}");
+        error.message().to_owned()
+    })
+}
+
+fn toml(text: &str) -> Result<Config, String> {
+    let (_dir, path) = file("karrow.toml", text);
+    load(&[&path], Settings::default()).map(|(config, _)| config)
+}
+
+fn json(text: &str) -> Result<(Config, Vec<Warning>), String> {
+    let (_dir, path) = file("librdkafka.json", text);
+    load(&[&path], Settings::default())
+}
+
+fn root(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+#[test]
+fn the_defaults_are_the_documented_ones() {
+    let (config, warnings) = load(&[], Settings::default()).unwrap();
+    assert_eq!(warnings, []);
+    assert_eq!(config.resp.addr, "127.0.0.1:6380".parse::<SocketAddr>().unwrap());
+    assert_eq!(config.http_addr, Some("127.0.0.1:8080".parse().unwrap()));
+    assert_eq!(config.kafka.bootstrap_servers(), "localhost:9092");
+    assert_eq!(config.kafka.consumer["bootstrap.servers"], "localhost:9092");
+    assert!(config.embedded.is_none() && config.topics.is_empty());
+    assert!(config.resp.protected_mode);
+    assert!(config.resp.io_threads >= 1);
+    assert_eq!(config.resp.clients_max, 10_000);
+    assert_eq!(config.resp.bulk_bytes_max, 32 << 20);
+    assert_eq!(config.resp.request_bytes_max, 512 << 20);
+    assert_eq!(config.resp.output_bytes_max, 1 << 20);
+    assert_eq!(config.resp.lpop_wait, Duration::from_secs(5));
+    assert_eq!(config.resp.connection_inflight_bytes_max, 16 << 20);
+    assert_eq!(config.resp.topic_inflight_bytes_max, 64 << 20);
+    assert_eq!(config.shutdown_grace, Duration::from_secs(30));
+    assert_eq!(config.log.level, "info");
+}
+
+#[test]
+fn the_sample_holds_every_setting_with_its_default() {
+    let sample = std::fs::read_to_string(root("karrow.toml.sample")).unwrap();
+    // A commented setting is "# name = value"; prose has no " = ".
+    let settings: String = sample
+        .lines()
+        .filter_map(|line| line.strip_prefix("# "))
+        .filter(|line| line.split_once(" = ").is_some_and(|(name, _)| !name.contains(' ')))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let from_sample = toml(&settings).unwrap();
+    let (defaults, _) = load(&[], Settings::default()).unwrap();
+    assert_eq!(format!("{from_sample:?}"), format!("{defaults:?}"));
+
+    // The embedded broker's settings show only where it runs.
+    let embedded = |text: &str| toml(&text.replace("embedded = false", "embedded = true"));
+    let from_sample = embedded(&settings.replace("brokers = ", "# brokers = ")).unwrap();
+    let defaults = embedded("embedded = false").unwrap();
+    assert_eq!(format!("{from_sample:?}"), format!("{defaults:?}"));
+
+    let unknown = toml("nonsense = 1").unwrap_err();
+    for name in unknown.split('`').skip(3).step_by(2) {
+        assert!(settings.contains(&format!("{name} = ")), "the sample lacks {name}");
+    }
+    load(&[&root("karrow.toml.sample")], Settings::default()).unwrap();
+}
+
+#[test]
+fn the_librdkafka_sample_is_taken_without_a_warning() {
+    let (config, warnings) = load(&[&root("librdkafka.json.sample")], Settings::default()).unwrap();
+    assert_eq!(warnings, []);
+    assert_eq!(config.kafka.producer["enable.idempotence"], "true");
+    assert_eq!(config.kafka.consumer["auto.commit.interval.ms"], "1000");
+}
+
+#[test]
+fn values_are_read_as_people_write_them() {
+    for (text, bytes) in [
+        ("\"64KiB\"", 65_536),
+        ("\"64 kib\"", 65_536),
+        ("\"1.5MiB\"", 1_572_864),
+        ("\"2MB\"", 2_000_000),
+        ("\"7b\"", 7),
+        ("2000000", 2_000_000),
+    ] {
+        let config = toml(&format!("output-limit = {text}")).unwrap();
+        assert_eq!(config.resp.output_bytes_max, bytes, "{text}");
+    }
+    for (text, millis) in
+        [("250ms", 250), ("5s", 5_000), ("1.5s", 1_500), ("2m", 120_000), ("0s", 0)]
+    {
+        let config = toml(&format!("lpop-wait = \"{text}\"")).unwrap();
+        assert_eq!(config.resp.lpop_wait, Duration::from_millis(millis), "{text}");
+    }
+    assert_eq!(toml("http-port = \"off\"").unwrap().http_addr, None);
+    assert_eq!(
+        toml("host = \"localhost\"\nport = 0").unwrap().resp.addr.to_string(),
+        "127.0.0.1:0"
+    );
+    assert_eq!(toml("host = \"::\"").unwrap().resp.addr.to_string(), "[::]:6380");
+    let topics = toml("embedded = true\ntopics = [\"a\", \" b\", \"a\", \"\"]").unwrap().topics;
+    assert_eq!(topics, ["a", "b"]);
+}
+
+#[test]
+fn a_wrong_file_is_one_line_that_names_file_place_and_setting() {
+    for (text, expected) in [
+        (
+            "port = 1\nbulk-limi = 3",
+            "karrow.toml:2:1: unknown setting `bulk-limi`, expected one of",
+        ),
+        ("port = 1\nbulk-limit = \"3x\"", "karrow.toml:2:14: bulk-limit: '3x' is no size"),
+        ("lpop-wait = 5", "karrow.toml:1:13: lpop-wait: '5' is no duration"),
+        ("lpop-wait = \"-5s\"", "is no duration"),
+        ("port = 99999", "karrow.toml:1:8: port: "),
+        ("http-port = \"on\"", "neither a port (0 to 65535) nor `off`"),
+        ("host = \"kafka.example\"", "'kafka.example' is no address"),
+        ("port = ", "karrow.toml:1:"),
+        ("[queries]", "karrow.toml:1:2: unknown setting `queries`"),
+        ("topics = [\"a b\"]\nembedded = true", "topics: 'a b' is no legal topic name"),
+        ("output-limit = 0", "output-limit: must be at least 1 byte"),
+        ("max-clients = 0", "max-clients: must be at least 1"),
+        ("io-threads = 5000", "io-threads: 5000"),
+        ("brokers = \" , \"", "brokers: expected host:port"),
+    ] {
+        let error = toml(text).unwrap_err();
+        assert!(error.contains(expected), "{text:?} gave {error:?}, not {expected:?}");
+    }
+    for (text, expected) in [
+        ("{\"consumer\":\n{\"a\" 1}}", "librdkafka.json:2:6: expected `:`"),
+        ("[]", "librdkafka.json: must hold a JSON object"),
+        ("{\"consumer\": 1}", "consumer must be a JSON object"),
+        (
+            "{\"consumers\": {}}",
+            "unknown section 'consumers', expected general, consumer or producer",
+        ),
+        ("{\"consumer\": {\"foo.bar\": 1}}", "consumer.foo.bar: No such configuration property"),
+        ("{\"general\": {\"acks\": \"some\"}}", "general.acks: Invalid value"),
+        ("{\"producer\": {\"linger.ms\": -7}}", "producer.linger.ms: "),
+        ("{\"producer\": {\"linger.ms\": null}}", "expected a string, a number or a boolean"),
+        ("{\"producer\": {\"linger.ms\": {}}}", "expected a string, a number or a boolean"),
+        ("{\"producer\": {\"a\\u0000b\": 1}}", "producer.a"),
+    ] {
+        let error = json(text).unwrap_err();
+        assert!(error.contains(expected), "{text:?} gave {error:?}, not {expected:?}");
+    }
+    for (path, expected) in [
+        ("no/such.json", "cannot read no/such.json: No such file"),
+        ("no/such.toml", "cannot read no/such.toml: No such file"),
+        ("no/such.yaml", "no/such.yaml: expected *.json"),
+        ("Cargo", "Cargo: expected *.json"),
+    ] {
+        let error = load(&[Path::new(path)], Settings::default()).unwrap_err();
+        assert!(error.contains(expected), "{path} gave {error:?}");
+    }
+    let (_dir, latin1) = file("karrow.toml", "");
+    std::fs::write(&latin1, b"# caf\xe9\n").unwrap();
+    assert!(load(&[&latin1], Settings::default()).unwrap_err().contains("is not UTF-8 text"));
+    let error = load(&[&latin1, &latin1], Settings::default()).unwrap_err();
+    assert!(error.contains("is not UTF-8 text"), "{error}");
+    let (_dir, one) = file("karrow.toml", "");
+    let error = load(&[&one, &one], Settings::default()).unwrap_err();
+    assert!(error.contains("a second file of its kind"), "{error}");
+}
+
+#[test]
+fn rafkas_file_is_taken_as_it_is() {
+    // Values as strings, numbers and booleans; Go's options; sections merged.
+    let (config, warnings) = json(
+        r#"{
+            "general": {"bootstrap.servers": "k1,k2", "session.timeout.ms": 6000, "client.id": "me"},
+            "consumer": {
+                "go.events.channel.enable": false, "session.timeout.ms": "7000",
+                "enable.auto.commit": true, "enable.auto.offset.store": "false",
+                "enable.partition.eof": false, "group.id": "g", "auto.commit.interval.ms": 1e4
+            },
+            "producer": {"go.delivery.reports": true, "linger.ms": 0.5}
+        }"#,
+    )
+    .unwrap();
+    let KafkaConfig { consumer, producer } = &config.kafka;
+    let pairs = |options: &karrow::config::KafkaOptions| {
+        options.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        pairs(consumer),
+        ["auto.commit.interval.ms=10000", "bootstrap.servers=k1,k2", "session.timeout.ms=7000"]
+    );
+    assert_eq!(
+        pairs(producer),
+        ["bootstrap.servers=k1,k2", "client.id=me", "linger.ms=0.5", "session.timeout.ms=6000"]
+    );
+    let warnings: Vec<_> = warnings.iter().map(Warning::to_string).collect();
+    for expected in [
+        "consumer.go.events.channel.enable is ignored",
+        "producer.go.delivery.reports is ignored",
+        "client.id=me is ignored for consumers",
+        "enable.partition.eof=false is ignored",
+        "group.id=g is ignored",
+    ] {
+        let of_it = warnings.iter().filter(|warning| warning.contains(expected)).count();
+        assert_eq!(of_it, 1, "{expected}: {warnings:?}");
+    }
+    assert_eq!(warnings.len(), 5, "{warnings:?}");
+}
+
+#[test]
+fn brokers_come_from_the_nearest_place() {
+    let (_dir, kafka) = file("k.json", r#"{"general": {"metadata.broker.list": "json:1"}}"#);
+    let (_dir2, own) = file("k.toml", r#"brokers = "toml:1""#);
+    let typed = || Settings { brokers: Some("flag:1".to_owned()), ..Settings::default() };
+    for (files, settings, expected, warned) in [
+        (vec![], Settings::default(), "localhost:9092", false),
+        (vec![&*kafka], Settings::default(), "json:1", false),
+        (vec![&*kafka, &*own], Settings::default(), "toml:1", true),
+        (vec![&*own, &*kafka], typed(), "flag:1", false),
+    ] {
+        let (config, warnings) = load(&files, settings).unwrap();
+        assert_eq!(config.kafka.bootstrap_servers(), expected);
+        assert_eq!(config.kafka.consumer["bootstrap.servers"], expected);
+        assert!(!config.kafka.consumer.contains_key("metadata.broker.list"));
+        assert_eq!(!warnings.is_empty(), warned, "{warnings:?}");
+    }
+}
+
+#[test]
+fn the_embedded_broker_replaces_the_others() {
+    let embedded = || Settings { embedded: Some(true), ..Settings::default() };
+    let (_dir, kafka) = file(
+        "k.json",
+        r#"{"general": {"bootstrap.servers": "json:1", "security.protocol": "ssl"}}"#,
+    );
+    let (config, warnings) = load(&[&kafka], embedded()).unwrap();
+    assert_eq!(config.kafka.bootstrap_servers(), "127.0.0.1:9092");
+    assert!(!config.kafka.consumer.contains_key("security.protocol"));
+    assert!(
+        warnings.iter().any(|warning| warning.0.contains("json:1 is not used")),
+        "{warnings:?}"
+    );
+
+    let typed = Settings { brokers: Some("flag:1".to_owned()), ..embedded() };
+    let error = load(&[], typed).unwrap_err();
+    assert!(error.contains("--brokers and --embedded exclude each other"), "{error}");
+}
+
+#[test]
+fn limits_never_fall_below_the_largest_message() {
+    for (producer, limit, expected, warned) in [
+        (r#"{"message.max.bytes": 50000000}"#, None, 50_000_000, false),
+        (r#"{"message.max.bytes": 50000000}"#, Some("1MiB"), 50_000_000, true),
+        ("{}", Some("64KiB"), 1_000_000, true),
+        ("{}", Some("2MiB"), 2 << 20, false),
+    ] {
+        let (_dir, path) = file("k.json", &format!(r#"{{"producer": {producer}}}"#));
+        let bulk_limit = limit.map(|limit| limit.parse().unwrap());
+        let settings = Settings { bulk_limit, ..Settings::default() };
+        let (config, warnings) = load(&[&path], settings).unwrap();
+        assert_eq!(config.resp.bulk_bytes_max, expected);
+        assert!(config.resp.request_bytes_max > expected);
+        assert_eq!(!warnings.is_empty(), warned, "{warnings:?}");
+    }
+}
+
+/// Runs the binary; gives its exit code and stderr.
+fn karrow(args: &[&str], env: &[(&str, &str)]) -> (i32, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_karrow"))
+        .args(args)
+        .envs(env.iter().copied())
+        .output()
+        .unwrap();
+    (output.status.code().unwrap_or(-1), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_mistake_ends_the_process_with_64() {
+    let (_dir, good) = file("karrow.toml", "log-level = \"info\"");
+    let good = good.to_str().unwrap();
+    for (args, env, expected) in [
+        (vec!["serve", "-c", "no.json"], vec![], "cannot read no.json"),
+        (vec!["serve", "--port", "x"], vec![], "--port"),
+        (vec!["serve", "--bulk-limit", "3x"], vec![], "--bulk-limit"),
+        (vec!["serve", "--nonsense"], vec![], "--nonsense"),
+        (vec!["serve", "--log-level", "a=b=c"], vec![], "log-level"),
+        (vec!["serve"], vec![("KARROW_LPOP_WAIT", "5")], "--lpop-wait"),
+        (vec!["serve"], vec![("KARROW_CONFIG", "a.json,b.toml")], "cannot read a.json"),
+        // A flag beats its variable, the variable beats the file: the last of them is wrong here.
+        (vec!["serve", "-c", good], vec![("KARROW_LOG_LEVEL", "x=y=z")], "log-level: 'x=y=z'"),
+        (
+            vec!["serve", "-c", good, "--log-level", "f=l=g"],
+            vec![("KARROW_LOG_LEVEL", "x=y=z")],
+            "log-level: 'f=l=g'",
+        ),
+        (vec!["serve", "--embedded", "--brokers", "k:1"], vec![], "exclude each other"),
+        (vec!["topics", "create"], vec![], "TOPIC"),
+        (vec!["topics", "create", "a", "--partitions", "0"], vec![], "--partitions"),
+        (vec!["topics", "create", "a", "--config", "k"], vec![], "KEY=VALUE"),
+        (vec!["topics", "list", "-c", "no.json"], vec![], "cannot read no.json"),
+        (vec![], vec![], "Usage"),
+    ] {
+        let (code, text) = karrow(&args, &env);
+        assert_eq!(code, 64, "{args:?}: {text}");
+        assert!(text.contains(expected), "{args:?} gave {text:?}");
+    }
+}
+
+#[test]
+fn a_kafka_that_is_away_ends_topics_with_1() {
+    let (code, text) =
+        karrow(&["topics", "list", "--brokers", "127.0.0.1:1", "--timeout", "200ms"], &[]);
+    assert_eq!(code, 1);
+    assert_eq!(text.trim(), "karrow: Kafka: no broker answered within 200ms (127.0.0.1:1)");
+}

@@ -23,7 +23,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
     // librdkafka itself judges the options of its file.
     (&["rdkafka", "rdkafka_sys"], &["src/kafka", "src/config/librdkafka.rs"]),
     (
-        &["tansu_broker", "tansu_storage", "tansu_service", "tansu_sans_io", "rama"],
+        &["tansu_broker", "tansu_storage", "tansu_service", "tansu_sans_io", "rama", "libsql"],
         &["src/kafka/embedded"],
     ),
     (&["axum"], &["src/serve/http"]),

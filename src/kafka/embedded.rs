@@ -5,11 +5,16 @@
 
 #[cfg(feature = "embedded-broker")]
 mod broker;
+#[cfg(feature = "embedded-broker")]
+mod delete;
+#[cfg(feature = "embedded-broker")]
+mod fetch;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind as IoErrorKind, Read, Seek, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -21,6 +26,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// One thread serves connections while the other waits for the disk.
 #[cfg_attr(not(feature = "embedded-broker"), allow(dead_code))]
 const THREADS: usize = 2;
+
+/// How long a stop waits for the storage to finish what it has accepted.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// A running broker. Dropping it stops it without waiting; [`shutdown`](Self::shutdown) waits.
 #[derive(Debug)]
@@ -81,6 +89,11 @@ impl EmbeddedBroker {
         if let Some(serving) = self.serving.take() {
             // An error is its panic, and it is gone either way.
             let _ = serving.await;
+        }
+        if let Some(runtime) = self.runtime.take() {
+            // Only when its threads are gone is the database closed, and the directory free.
+            let stop = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(DRAIN));
+            let _ = stop.await;
         }
     }
 }

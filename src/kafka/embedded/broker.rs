@@ -1,47 +1,39 @@
-//! tansu-broker over SQLite, with our own accept loop and four requests answered our own way.
+//! tansu-broker over SQLite, with our own accept loop and some requests answered our own way.
 //!
-//! Its own loop cannot tell the port it got for 0 and waits for its clients when told to stop. The
-//! four requests: Fetch (it sleeps up to half of the wait even when it has data, and never returns
-//! a record larger than 5 MiB), Produce (wakes the fetches), InitProducerId (panics when a producer
-//! renews its id) and Metadata (creates no topics). DeleteRecords and transactions panic or are
-//! half there, so this broker does not offer them.
+//! Its own loop cannot tell the port it got for 0, and waits for its clients when told to stop. Our
+//! own answers: Fetch (`fetch.rs`), Produce (which wakes the fetches), DeleteTopics (`delete.rs`),
+//! InitProducerId (tansu panics when a producer renews its id) and Metadata (it creates no topics).
+//! DeleteRecords panics, describing groups fails and transactions cannot end in tansu 0.6, so this
+//! broker does not offer them: clients learn that from ApiVersions.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::future::select_all;
-use parking_lot::Mutex;
 use rama::layer::{MapErrLayer, MapStateLayer};
 use rama::{Context, Layer as _, Service};
 use tansu_broker::Error as BrokerError;
 use tansu_broker::coordinator::group::administrator::Controller;
 use tansu_broker::service::{coordinator, storage as routes};
 use tansu_sans_io::create_topics_request::CreatableTopic;
-use tansu_sans_io::fetch_request::{FetchPartition, FetchTopic};
-use tansu_sans_io::fetch_response::{FetchableTopicResponse, PartitionData};
 use tansu_sans_io::metadata_response::MetadataResponseTopic;
-use tansu_sans_io::record::deflated::Frame;
 use tansu_sans_io::{
-    Body, ErrorCode, FetchRequest, FetchResponse, InitProducerIdRequest, InitProducerIdResponse,
-    IsolationLevel, MetadataRequest, MetadataResponse, ProduceRequest, ProduceResponse,
+    Body, DeleteTopicsRequest, ErrorCode, FetchRequest, InitProducerIdRequest,
+    InitProducerIdResponse, MetadataRequest, MetadataResponse, ProduceRequest, ProduceResponse,
 };
 use tansu_service::{
     BytesFrameLayer, FrameRequestLayer, FrameRouteBuilder, FrameRouteService, TcpBytesLayer,
     TcpContext,
 };
 use tansu_storage::{
-    BrokerRegistrationRequest, Error as StorageError, FetchService, GroupDetail, GroupState,
-    InitProducerIdService, MetadataService, ProduceService, Storage, StorageContainer, TopicId,
-    Topition, UpdateError,
+    BrokerRegistrationRequest, Error as StorageError, GroupDetail, GroupState,
+    InitProducerIdService, MetadataService, ProduceService, Storage, StorageContainer, UpdateError,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use uuid::Uuid;
@@ -49,7 +41,9 @@ use uuid::Uuid;
 use crate::config::topic_is_legal;
 use crate::error::Result;
 
-use super::{dir_error, internal};
+use super::delete::{DeleteTopics, Gate, Gated};
+use super::fetch::{LongFetch, Waiters};
+use super::{DRAIN, dir_error, internal};
 
 /// Keys every row of the database: changing it would hide all data. Also what Kafka clients see.
 const CLUSTER_ID: &str = "karrow";
@@ -57,13 +51,6 @@ const NODE_ID: i32 = 1;
 const DATABASE: &str = "broker.db";
 /// How often records past their topic's `retention.ms` are deleted.
 const MAINTENANCE: Duration = Duration::from_secs(600);
-/// How long a stop waits for the storage to finish what it has accepted.
-const DRAIN: Duration = Duration::from_secs(5);
-/// What one fetch of tansu's reads at most, and where looking for a larger record starts.
-const FETCH_BYTES: u32 = 5 << 20;
-/// Kafka's lengths are signed 32-bit numbers; no record is larger.
-const RECORD_BYTES_MAX: u32 = 1 << 30;
-
 /// Opens the database in `dir` and gives the future that serves `listener` until `stop`.
 pub(super) async fn start(
     dir: PathBuf,
@@ -73,16 +60,16 @@ pub(super) async fn start(
     let failed = |error: std::io::Error| internal(format!("embedded broker: {error}"));
     let listener = TcpListener::from_std(listener).map_err(failed)?;
     let addr = listener.local_addr().map_err(failed)?;
-    let storage = open(&dir, addr).await?;
+    let (storage, deletes) = open(&dir, addr).await?;
     Ok(async move {
-        serve(listener, storage.clone(), stop).await;
+        serve(listener, storage.clone(), deletes, stop).await;
         // Connections were cut in the middle of a request: what the storage took from them is
         // finished before this answers.
         let _ = timeout(DRAIN, storage.ping()).await;
     })
 }
 
-async fn open(dir: &Path, addr: SocketAddr) -> Result<StorageContainer> {
+async fn open(dir: &Path, addr: SocketAddr) -> Result<(StorageContainer, DeleteTopics)> {
     let file = dir.join(DATABASE);
     let broken = |error: StorageError| {
         dir_error(dir, &format!("{DATABASE} cannot be opened: {}", reason(&error)))
@@ -108,7 +95,8 @@ async fn open(dir: &Path, addr: SocketAddr) -> Result<StorageContainer> {
         .await
         .map_err(broken)?;
     forget_members(&storage).await.map_err(broken)?;
-    Ok(storage)
+    let deletes = DeleteTopics::open(&file, CLUSTER_ID).await.map_err(broken)?;
+    Ok((storage, deletes))
 }
 
 /// tansu joins the URL's path to the working directory as it is written, percent signs and all: so
@@ -168,12 +156,20 @@ async fn forget_members(storage: &StorageContainer) -> Result<(), StorageError> 
     Ok(())
 }
 
-async fn serve(listener: TcpListener, storage: StorageContainer, stop: CancellationToken) {
+async fn serve(
+    listener: TcpListener,
+    storage: StorageContainer,
+    deletes: DeleteTopics,
+    stop: CancellationToken,
+) {
     let groups = match Controller::with_storage(storage.clone()) {
         Ok(groups) => groups,
         Err(error) => return tracing::error!("embedded broker: {error}"),
     };
-    let topics = Arc::new(Topics::default());
+    let router = match router(&storage, groups, deletes) {
+        Ok(router) => router,
+        Err(error) => return tracing::error!("embedded broker: {error}"),
+    };
     let mut connections = JoinSet::new();
     let mut maintenance = interval(MAINTENANCE);
     maintenance.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -182,13 +178,7 @@ async fn serve(listener: TcpListener, storage: StorageContainer, stop: Cancellat
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    connections.spawn(connection(
-                        stream,
-                        peer,
-                        storage.clone(),
-                        groups.clone(),
-                        Arc::clone(&topics),
-                    ));
+                    connections.spawn(connection(stream, peer, router.clone(), storage.clone()));
                 }
                 Err(error) => {
                     // Out of descriptors, most likely: it gets better when somebody leaves.
@@ -213,15 +203,10 @@ async fn serve(listener: TcpListener, storage: StorageContainer, stop: Cancellat
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
+    router: Gated<Router>,
     storage: StorageContainer,
-    groups: Controller<StorageContainer>,
-    topics: Arc<Topics>,
 ) {
     let _ = stream.set_nodelay(true);
-    let router = match router(storage.clone(), groups, topics) {
-        Ok(router) => router,
-        Err(error) => return tracing::error!("embedded broker: {error}"),
-    };
     let service = (TcpBytesLayer::<()>::default(), BytesFrameLayer::default()).into_layer(router);
     let context = TcpContext::default().cluster_id(Some(CLUSTER_ID.to_owned()));
     let Err(error) = service.serve(Context::with_state(context), stream).await else { return };
@@ -246,15 +231,14 @@ type Router = FrameRouteService<(), BrokerError>;
 
 /// Which requests this broker answers, and by what.
 fn router(
-    storage: StorageContainer,
+    storage: &StorageContainer,
     groups: Controller<StorageContainer>,
-    topics: Arc<Topics>,
-) -> Result<Router, BrokerError> {
+    deletes: DeleteTopics,
+) -> Result<Gated<Router>, BrokerError> {
     let mut builder = Router::builder();
     for route in [
         routes::create_topics,
         routes::delete_groups,
-        routes::delete_topics,
         routes::describe_cluster,
         routes::describe_configs,
         routes::describe_topic_partitions,
@@ -266,11 +250,13 @@ fn router(
         builder = route(builder, storage.clone())?;
     }
     builder = coordinator::services(builder, groups)?;
-    builder = route::<FetchRequest, _>(builder, &storage, LongFetch(Arc::clone(&topics)))?;
-    builder = route::<ProduceRequest, _>(builder, &storage, WakingProduce(topics))?;
-    builder = route::<InitProducerIdRequest, _>(builder, &storage, FreshProducerId)?;
-    builder = route::<MetadataRequest, _>(builder, &storage, CreatingMetadata)?;
-    Ok(builder.build()?)
+    let waiters = Arc::new(Waiters::default());
+    builder = route::<FetchRequest, _>(builder, storage, LongFetch(Arc::clone(&waiters)))?;
+    builder = route::<ProduceRequest, _>(builder, storage, WakingProduce(waiters))?;
+    builder = route::<InitProducerIdRequest, _>(builder, storage, FreshProducerId)?;
+    builder = route::<MetadataRequest, _>(builder, storage, CreatingMetadata)?;
+    builder = route::<DeleteTopicsRequest, _>(builder, storage, deletes)?;
+    Ok(Gated { inner: builder.build()?, gate: Gate::default() })
 }
 
 fn route<Q, S>(
@@ -292,26 +278,9 @@ where
     Ok(builder.with_route(Q::KEY, layers.into_layer(service).boxed())?)
 }
 
-/// Who waits for records of which topic.
-#[derive(Debug, Default)]
-struct Topics(Mutex<HashMap<String, watch::Sender<()>>>);
-
-impl Topics {
-    fn watch(&self, topic: &str) -> watch::Receiver<()> {
-        let mut topics = self.0.lock();
-        topics.entry(topic.to_owned()).or_insert_with(|| watch::Sender::new(())).subscribe()
-    }
-
-    fn wake(&self, topic: &str) {
-        if let Some(sender) = self.0.lock().get(topic) {
-            sender.send_replace(());
-        }
-    }
-}
-
 /// Produce, then wake the fetches that wait for these topics.
 #[derive(Debug)]
-struct WakingProduce(Arc<Topics>);
+struct WakingProduce(Arc<Waiters>);
 
 impl Service<StorageContainer, ProduceRequest> for WakingProduce {
     type Response = ProduceResponse;
@@ -396,189 +365,6 @@ impl Service<StorageContainer, MetadataRequest> for CreatingMetadata {
     }
 }
 
-fn is_unknown(topic: &MetadataResponseTopic) -> bool {
+pub(super) fn is_unknown(topic: &MetadataResponseTopic) -> bool {
     topic.error_code == i16::from(ErrorCode::UnknownTopicOrPartition)
-}
-
-/// Fetch that answers as soon as there is a record, and waits without asking meanwhile.
-#[derive(Debug)]
-struct LongFetch(Arc<Topics>);
-
-impl Service<StorageContainer, FetchRequest> for LongFetch {
-    type Response = FetchResponse;
-    type Error = StorageError;
-
-    async fn serve(
-        &self,
-        ctx: Context<StorageContainer>,
-        req: FetchRequest,
-    ) -> Result<FetchResponse, StorageError> {
-        let wait = Duration::from_millis(u64::try_from(req.max_wait_ms).unwrap_or(0));
-        let deadline = Instant::now() + wait;
-        let (req, refused) = self.split(&ctx, req).await?;
-        let mut watches: Vec<_> = refused.known.iter().map(|topic| self.0.watch(topic)).collect();
-        loop {
-            for watch in &mut watches {
-                watch.mark_unchanged();
-            }
-            let mut response = fetch_now(&ctx, &req).await?;
-            let answered = has_answer(&response) || !refused.responses.is_empty();
-            if answered || watches.is_empty() || Instant::now() >= deadline {
-                response.responses.get_or_insert_default().extend(refused.responses);
-                return Ok(response);
-            }
-            let changed = select_all(watches.iter_mut().map(|watch| Box::pin(watch.changed())));
-            // Past the deadline the loop asks once more, and answers with what is there.
-            let _ = tokio::time::timeout_at(deadline, changed).await;
-        }
-    }
-}
-
-/// What [`LongFetch::split`] found.
-struct Split {
-    /// Names of the topics that exist.
-    known: Vec<String>,
-    /// Answers for topics and partitions that do not: tansu would drop the connection.
-    responses: Vec<FetchableTopicResponse>,
-}
-
-impl LongFetch {
-    async fn split(
-        &self,
-        ctx: &Context<StorageContainer>,
-        mut req: FetchRequest,
-    ) -> Result<(FetchRequest, Split), StorageError> {
-        let mut split = Split { known: Vec::new(), responses: Vec::new() };
-        let mut kept = Vec::new();
-        for mut topic in req.topics.take().unwrap_or_default() {
-            let asked: TopicId = (&topic).into();
-            let metadata = ctx.state().metadata(Some(&[asked])).await?;
-            let found = metadata.topics().first().filter(|found| !is_unknown(found));
-            let partitions = found
-                .and_then(|found| found.partitions.as_ref())
-                .map_or(0, |partitions| i32::try_from(partitions.len()).unwrap_or(i32::MAX));
-            let (there, missing): (Vec<_>, Vec<_>) = topic
-                .partitions
-                .take()
-                .unwrap_or_default()
-                .into_iter()
-                .partition(|asked| (0..partitions).contains(&asked.partition));
-            if !missing.is_empty() {
-                let code = match (&topic.topic, found) {
-                    (None, None) => ErrorCode::UnknownTopicId,
-                    _ => ErrorCode::UnknownTopicOrPartition,
-                };
-                split.responses.push(refuse(&topic, &missing, code));
-            }
-            if let Some(name) = found.and_then(|found| found.name.clone()) {
-                split.known.push(name);
-            }
-            if !there.is_empty() {
-                kept.push(topic.partitions(Some(there)));
-            }
-        }
-        Ok((req.topics(Some(kept)), split))
-    }
-}
-
-fn refuse(
-    topic: &FetchTopic,
-    partitions: &[FetchPartition],
-    code: ErrorCode,
-) -> FetchableTopicResponse {
-    let partitions =
-        partitions.iter().map(|asked| empty(asked.partition, code)).collect::<Vec<_>>();
-    FetchableTopicResponse::default()
-        .topic(topic.topic.clone())
-        .topic_id(Some(topic.topic_id.unwrap_or_default()))
-        .partitions(Some(partitions))
-}
-
-fn empty(partition: i32, code: ErrorCode) -> PartitionData {
-    PartitionData::default()
-        .partition_index(partition)
-        .error_code(code.into())
-        .high_watermark(-1)
-        .last_stable_offset(Some(-1))
-        .log_start_offset(Some(-1))
-        .aborted_transactions(Some(Vec::new()))
-        .preferred_read_replica(Some(-1))
-        .records(None)
-}
-
-/// One fetch without a wait, plus what tansu leaves out: records larger than its limit, and the
-/// error for an offset behind the end, without which a client would wait there for ever.
-async fn fetch_now(
-    ctx: &Context<StorageContainer>,
-    req: &FetchRequest,
-) -> Result<FetchResponse, StorageError> {
-    let mut response = FetchService.serve(ctx.clone(), req.clone().max_wait_ms(0)).await?;
-    let isolation = match req.isolation_level {
-        Some(1) => IsolationLevel::ReadCommitted,
-        _ => IsolationLevel::ReadUncommitted,
-    };
-    let found_any = response
-        .responses
-        .iter()
-        .flatten()
-        .flat_map(|topic| topic.partitions.iter().flatten())
-        .any(|partition| partition.records.is_some());
-    let topics = req.topics.iter().flatten();
-    for (asked, answer) in topics.zip(response.responses.iter_mut().flatten()) {
-        let asked_partitions = asked.partitions.iter().flatten();
-        for (asked, data) in asked_partitions.zip(answer.partitions.iter_mut().flatten()) {
-            if asked.fetch_offset > data.high_watermark {
-                data.error_code = ErrorCode::OffsetOutOfRange.into();
-            } else if !found_any && asked.fetch_offset < data.high_watermark {
-                let Some(topic) = topic_name(ctx, answer.topic.as_deref(), answer.topic_id).await?
-                else {
-                    continue;
-                };
-                let topition = Topition::new(topic, asked.partition);
-                data.records = fetch_large(ctx, &topition, asked.fetch_offset, isolation).await?;
-            }
-        }
-    }
-    Ok(response)
-}
-
-async fn topic_name(
-    ctx: &Context<StorageContainer>,
-    name: Option<&str>,
-    id: Option<[u8; 16]>,
-) -> Result<Option<String>, StorageError> {
-    let id = match (name, id) {
-        (Some(name), _) => return Ok(Some(name.to_owned())),
-        (None, Some(id)) => TopicId::from(id),
-        (None, None) => return Ok(None),
-    };
-    let metadata = ctx.state().metadata(Some(&[id])).await?;
-    Ok(metadata.topics().first().and_then(|topic| topic.name.clone()))
-}
-
-/// tansu returns records while their sum is below the limit: a record at or above it never comes.
-async fn fetch_large(
-    ctx: &Context<StorageContainer>,
-    topition: &Topition,
-    offset: i64,
-    isolation: IsolationLevel,
-) -> Result<Option<Frame>, StorageError> {
-    let mut bytes_max = FETCH_BYTES;
-    while bytes_max < RECORD_BYTES_MAX {
-        bytes_max *= 2;
-        let batches = ctx.state().fetch(topition, offset, 0, bytes_max, isolation).await?;
-        if batches.first().is_some_and(|batch| batch.record_count > 0) {
-            return Ok(Some(Frame { batches }));
-        }
-    }
-    Ok(None)
-}
-
-fn has_answer(response: &FetchResponse) -> bool {
-    response
-        .responses
-        .iter()
-        .flatten()
-        .flat_map(|topic| topic.partitions.iter().flatten())
-        .any(|partition| partition.records.is_some() || partition.error_code != 0)
 }

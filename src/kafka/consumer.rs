@@ -31,13 +31,6 @@ const TAKE_MAX: usize = 128;
 pub enum Fetched {
     /// A message.
     Record(Record),
-    /// The end of a partition was reached.
-    End {
-        /// The topic's name.
-        topic: Arc<str>,
-        /// The partition's number.
-        partition: i32,
-    },
     /// The partition cannot be read; librdkafka goes on trying where that makes sense.
     Failed(Error),
 }
@@ -78,6 +71,7 @@ pub struct GroupConsumer {
     handle: Arc<Handle>,
     events: Queue,
     records: Arc<Queue>,
+    reads_uncommitted: bool,
 }
 
 /// What a [`GroupConsumer`] has prefetched.
@@ -134,7 +128,9 @@ impl GroupConsumer {
             .check("subscribe")?;
         let records = Arc::new(records);
         let queue = RecordQueue { queue: records.clone() };
-        Ok((Self { handle, events, records }, queue))
+        let reads_uncommitted =
+            options.options.get("isolation.level").is_some_and(|level| level == "read_uncommitted");
+        Ok((Self { handle, events, records, reads_uncommitted }, queue))
     }
 
     /// The next event, if there is one; also tells librdkafka that the application lives
@@ -304,6 +300,28 @@ impl GroupConsumer {
         topics::watermarks(&self.handle, topic, partition, timeout)
     }
 
+    /// The stable ends of `partitions` (with `isolation.level=read_uncommitted` the ends), as brokers have them now.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// A leader did not answer in time.
+    pub fn ends(&self, partitions: &[Partition], timeout: Duration) -> Result<Vec<Partition>> {
+        topics::ends(&self.handle, partitions, self.reads_uncommitted, timeout)
+    }
+
+    /// Where `partitions` stand: after the last message (or control record) that was taken; `None` where nothing was
+    /// taken since the assignment. Costs no request.
+    ///
+    /// # Errors
+    /// An illegal name.
+    pub fn positions(&self, partitions: &[Partition]) -> Result<Vec<Partition>> {
+        let list = PartitionList::new(partitions)?;
+        // SAFETY: client and list are alive.
+        KafkaCode(unsafe { sys::rd_kafka_position(self.handle.ptr(), list.ptr()) })
+            .check("positions")?;
+        Ok(list.to_vec())
+    }
+
     /// How many partitions `topic` has; 0 where it does not exist. Blocks.
     ///
     /// # Errors
@@ -399,18 +417,12 @@ fn fetched(message: NonNull<sys::rd_kafka_message_t>) -> Fetched {
         // SAFETY: ours, without an error.
         return Fetched::Record(unsafe { Record::own(message) });
     }
-    let fetched = if raw.err == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF {
-        Fetched::End { topic: Arc::from(topic_of(raw)), partition: raw.partition }
-    } else {
-        let code = KafkaCode(raw.err);
-        // SAFETY: the message is alive; its error text is copied.
-        let text = super::native::text_of(unsafe { sys::rd_kafka_message_errstr(raw) });
-        let text = if text.is_empty() { code.text().to_owned() } else { text };
-        Fetched::Failed(Error::new(
-            code.kind(),
-            format!("{}:{}: {text}", topic_of(raw), raw.partition),
-        ))
-    };
+    let code = KafkaCode(raw.err);
+    // SAFETY: the message is alive; its error text is copied.
+    let text = super::native::text_of(unsafe { sys::rd_kafka_message_errstr(raw) });
+    let text = if text.is_empty() { code.text().to_owned() } else { text };
+    let text = format!("{}:{}: {text}", topic_of(raw), raw.partition);
+    let fetched = Fetched::Failed(Error::new(code.kind(), text));
     // SAFETY: ours, and not used after this.
     unsafe { sys::rd_kafka_message_destroy(message.as_ptr()) };
     fetched

@@ -14,8 +14,9 @@ pub const OWNED: &[(&str, &str)] = &[
     ("enable.auto.offset.store", "false"),
     // ...and librdkafka commits them, at `auto.commit.interval.ms` and when a partition or the session goes.
     ("enable.auto.commit", "true"),
-    // LPOP's null means that every partition's end was reached.
-    ("enable.partition.eof", "true"),
+    // librdkafka's batch call takes an end-of-partition event for a message and moves the position past it, where a
+    // partition that is kept over a cooperative rebalance then resumes. Ends are asked for instead.
+    ("enable.partition.eof", "false"),
     // A full prefetch queue sleeps this long; librdkafka's own second makes a drain 50 times slower.
     ("fetch.queue.backoff.ms", "5"),
 ];

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rdkafka_sys as sys;
 
 use super::consumer::millis;
-use super::native::{Handle, KafkaCode, c_string, text_of};
+use super::native::{Handle, KafkaCode, Partition, PartitionList, Queue, c_string, text_of};
 use crate::error::Result;
 
 /// A topic as the cluster's metadata has it.
@@ -66,6 +66,66 @@ pub(super) fn partition_count(handle: &Arc<Handle>, topic: &str, timeout: Durati
         }
     }
     Ok(0)
+}
+
+/// The stable end (or, with `read_uncommitted`, the end) of each of `partitions` as their leaders have it now, in one
+/// request a leader.
+pub(super) fn ends(
+    handle: &Arc<Handle>,
+    partitions: &[Partition],
+    uncommitted: bool,
+    timeout: Duration,
+) -> Result<Vec<Partition>> {
+    let list = PartitionList::new(partitions)?;
+    let queue = Queue::new(handle)?;
+    let isolation = if uncommitted {
+        sys::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED
+    } else {
+        sys::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED
+    };
+    let mut why = [0; 256];
+    // SAFETY: client, list and queue are alive; librdkafka copies list and options before the call returns.
+    unsafe {
+        for index in 0..partitions.len() {
+            (*(*list.ptr()).elems.add(index)).offset = sys::RD_KAFKA_OFFSET_END.into();
+        }
+        let options = sys::rd_kafka_AdminOptions_new(
+            handle.ptr(),
+            sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS,
+        );
+        sys::rd_kafka_AdminOptions_set_isolation_level(options, isolation);
+        sys::rd_kafka_AdminOptions_set_request_timeout(
+            options,
+            millis(timeout),
+            why.as_mut_ptr(),
+            why.len(),
+        );
+        sys::rd_kafka_ListOffsets(handle.ptr(), list.ptr(), options, queue.ptr());
+        sys::rd_kafka_AdminOptions_destroy(options);
+    }
+    // The request has its own deadline; this one only guards against its loss.
+    let Some(event) = queue.poll(millis(timeout * 2)) else {
+        return Err(
+            KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT).into_error("ends")
+        );
+    };
+    event.code().check("ends")?;
+    let mut ends = Vec::new();
+    // SAFETY: the event is alive and owns its result; `count` elements are valid and copied.
+    unsafe {
+        let result = sys::rd_kafka_event_ListOffsets_result(event.ptr());
+        let mut count = 0;
+        let infos = sys::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
+        for index in 0..count {
+            let found = sys::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
+            let topic = text_of((*found).topic);
+            let code = KafkaCode((*found).err);
+            code.check(format_args!("end of {topic}:{}", (*found).partition))?;
+            let offset = Some((*found).offset).filter(|offset| *offset >= 0);
+            ends.push(Partition::new(Arc::from(topic), (*found).partition, offset));
+        }
+    }
+    Ok(ends)
 }
 
 /// First and next offset of a partition; see [`super::consumer::GroupConsumer::offsets`].

@@ -24,6 +24,12 @@ use crate::metrics::Metrics;
 /// Deadline of one request while the start of a partition is looked up.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often an LPOP that waits asks again whether the end was reached.
+const END_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Deadline of one request for ends.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long the start of a partition may stay unknown before the consumer is given up.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -65,10 +71,7 @@ pub enum Pop {
     /// A message; delivered from this moment on.
     Record(Record),
     /// Nothing is ready.
-    Empty {
-        /// The end of every assigned partition was reached: there is nothing to wait for.
-        at_end: bool,
-    },
+    Empty,
     /// No consumer is behind the session: [`Session::join`] first.
     Dormant,
     /// The last [`Session::join`] failed.
@@ -134,10 +137,13 @@ struct State {
     partitions: Vec<Assigned>,
     /// Index of the partition the last record came from; the next one is likely its neighbour.
     last: usize,
-    was_assigned: bool,
+    /// The group has said what is ours, and has not begun to say it anew.
+    is_settled: bool,
     missing: BTreeSet<Arc<str>>,
     /// To be answered by the next pop.
     error: Option<Error>,
+    /// The last failure that was logged; one that lasts is not logged again.
+    logged: String,
     /// Why the consumer could not be made.
     refused: Option<Error>,
 }
@@ -159,7 +165,6 @@ struct Assigned {
     topic: Arc<str>,
     partition: i32,
     position: Position,
-    at_end: bool,
     consumed: (IntCounter, IntCounter),
 }
 
@@ -313,19 +318,12 @@ impl Session {
                         return Ok(Pop::Record(record));
                     }
                 }
-                Some(Fetched::End { topic, partition }) => {
-                    if let Some(index) = state.find(&topic, partition)
-                        && let Some(assigned) = state.partitions.get_mut(index)
-                    {
-                        assigned.at_end = true;
-                    }
-                }
                 Some(Fetched::Failed(error)) => return Err(error),
                 None if state.phase == Phase::Closed => return Ok(Pop::Closed),
                 None if state.phase == Phase::Dormant => {
                     return Ok(state.refused.take().map_or(Pop::Dormant, Pop::Refused));
                 }
-                None => return Ok(Pop::Empty { at_end: state.at_end(&self.topics) }),
+                None => return Ok(Pop::Empty),
             }
         }
     }
@@ -342,6 +340,70 @@ impl Session {
         self.blocked.fetch_add(1, Ordering::Relaxed);
         let _blocked = Blocked(self);
         self.ready.notified().await;
+    }
+
+    /// Waits until a pop may have something to say (`false`), or the end of every assigned partition was reached
+    /// (`true`).
+    pub async fn wait_or_end(self: &Arc<Self>) -> bool {
+        loop {
+            let session = self.clone();
+            let reached = tokio::task::spawn_blocking(move || session.is_at_end()).await;
+            match reached {
+                Ok(Ok(true)) => return true,
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(name = %self.name.full, %error, "cannot tell the ends");
+                }
+                Err(error) => tracing::error!(%error, "ends"),
+            }
+            if tokio::time::timeout(END_INTERVAL, self.wait()).await.is_ok() {
+                return false;
+            }
+        }
+    }
+
+    /// Whether nothing is left to be popped, as the brokers see it now. Blocks.
+    fn is_at_end(&self) -> Result<bool> {
+        let (consumer, partitions) = {
+            let state = self.state.lock();
+            let Some(consumer) = &state.consumer else { return Ok(false) };
+            if !state.buffer.is_empty() {
+                return Ok(false);
+            }
+            let nothing_exists = state.missing.len() == self.topics.len();
+            if !state.is_settled || state.partitions.is_empty() {
+                return Ok(state.is_settled || nothing_exists);
+            }
+            let partitions: Vec<Partition> = state
+                .partitions
+                .iter()
+                .map(|assigned| Partition::new(assigned.topic.clone(), assigned.partition, None))
+                .collect();
+            (consumer.clone(), partitions)
+        };
+        let ends = consumer.ends(&partitions, END_TIMEOUT)?;
+        let mut positions = consumer.positions(&partitions)?;
+        let untouched: Vec<Partition> =
+            positions.iter().filter(|partition| partition.offset.is_none()).cloned().collect();
+        if !untouched.is_empty() {
+            positions.retain(|partition| partition.offset.is_some());
+            for mut partition in consumer.committed(&untouched, END_TIMEOUT)? {
+                if partition.offset.is_none() {
+                    let (first, _) =
+                        consumer.offsets(&partition.topic, partition.partition, END_TIMEOUT)?;
+                    partition.offset = Some(first);
+                }
+                positions.push(partition);
+            }
+        }
+        let is_done = |end: &Partition| {
+            let mut of_it = positions.iter().filter(|position| {
+                position.partition == end.partition && position.topic == end.topic
+            });
+            of_it.next().is_some_and(|position| position.offset >= end.offset)
+        };
+        // What was fetched while the brokers were asked is not popped yet.
+        Ok(ends.iter().all(is_done) && self.state.lock().buffer.is_empty())
     }
 
     /// Checks all of `acks`, then applies them: returns how many moved a position forward.
@@ -519,6 +581,8 @@ impl Session {
                 tracing::debug!(%name, ?partitions, lost, "revoked");
                 let mut state = self.state.lock();
                 state.revoke(&partitions);
+                // Eager protocols take all away before they give; the others say what changes.
+                state.is_settled &= consumer.is_cooperative();
                 if let Err(error) = consumer.unassign(&partitions) {
                     tracing::warn!(%name, %error, "unassign");
                 }
@@ -534,14 +598,13 @@ impl Session {
                 drop(state);
                 self.ready.notify_one();
             }
-            // One broker of several that hangs up is librdkafka's business.
-            ConsumerEvent::Failed(error) if error.kind() == ErrorKind::Unavailable => {
-                tracing::warn!(%name, %error, "consumer");
-            }
             ConsumerEvent::Failed(error) => {
-                tracing::warn!(%name, %error, "consumer");
-                self.state.lock().error = Some(error);
-                self.ready.notify_one();
+                self.log_once("consumer", &error);
+                // A broker that is away is librdkafka's business: it comes back, or the pop times out.
+                if error.kind() != ErrorKind::Unavailable {
+                    self.state.lock().error = Some(error);
+                    self.ready.notify_one();
+                }
             }
             ConsumerEvent::Fatal(error) => return Some(error),
         }
@@ -551,8 +614,18 @@ impl Session {
     fn committed(&self, result: Result<()>) {
         let outcome = if result.is_ok() { "ok" } else { "error" };
         self.metrics.commits.with_label_values(&[outcome]).inc();
-        if let Err(error) = result {
-            tracing::warn!(name = %self.name.full, %error, "commit");
+        match result {
+            Ok(()) => self.state.lock().logged.clear(),
+            Err(error) => self.log_once("commit", &error),
+        }
+    }
+
+    /// Logs a failure, unless it is the one that was logged last.
+    fn log_once(&self, what: &str, error: &Error) {
+        let mut state = self.state.lock();
+        if state.logged != error.message() {
+            tracing::warn!(name = %self.name.full, %error, "{what}");
+            error.message().clone_into(&mut state.logged);
         }
     }
 
@@ -568,14 +641,13 @@ impl Session {
                 topic: partition.topic.clone(),
                 partition: partition.partition,
                 position: Position::default(),
-                at_end: false,
                 consumed: (
                     self.metrics.consumed_messages.with_label_values(&[topic]),
                     self.metrics.consumed_bytes.with_label_values(&[topic]),
                 ),
             });
         }
-        state.was_assigned = true;
+        state.is_settled = true;
         // Under the lock, so that no message comes from a partition that is not in the table.
         if let Err(error) = consumer.assign(partitions) {
             tracing::warn!(name = %self.name.full, %error, "assign");
@@ -684,17 +756,9 @@ impl State {
         let Some(index) = self.find(record.topic(), record.partition()) else { return false };
         let Some(assigned) = self.partitions.get_mut(index) else { return false };
         assigned.position.delivered = Some(record.offset() + 1);
-        assigned.at_end = false;
         assigned.consumed.0.inc();
         assigned.consumed.1.inc_by(record.payload().map_or(0, <[u8]>::len) as u64);
         true
-    }
-
-    fn at_end(&self, topics: &[Arc<str>]) -> bool {
-        let nothing_exists = self.missing.len() == topics.len();
-        self.queue.is_some()
-            && (self.was_assigned || nothing_exists)
-            && self.partitions.iter().all(|assigned| assigned.at_end)
     }
 
     fn revoke(&mut self, partitions: &[Partition]) {
@@ -704,7 +768,6 @@ impl State {
         self.partitions.retain(|assigned| !gone(&assigned.topic, assigned.partition));
         self.buffer.retain(|fetched| match fetched {
             Fetched::Record(record) => !gone(record.topic(), record.partition()),
-            Fetched::End { topic, partition } => !gone(topic, *partition),
             Fetched::Failed(_) => true,
         });
     }
@@ -730,7 +793,6 @@ impl Assigned {
         let done = self.position.acked.or(self.position.start);
         match done {
             Some(done) => Some((next - done).max(0)),
-            None if self.at_end => Some(0),
             None => None,
         }
     }

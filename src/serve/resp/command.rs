@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use prometheus::IntCounter;
@@ -72,6 +72,8 @@ pub struct Resumed {
     pub progress: usize,
     /// Who waits for the messages that were taken before it waited.
     pub ticket: Option<Arc<Ticket>>,
+    /// The end of every assigned partition was reached.
+    pub at_end: Arc<AtomicBool>,
 }
 
 /// The state of a connection.
@@ -129,6 +131,10 @@ impl Client {
 
     fn deadline_of(&self) -> Option<Instant> {
         self.resumed.as_ref().and_then(|resumed| resumed.deadline)
+    }
+
+    fn at_end(&self) -> bool {
+        self.resumed.as_ref().is_some_and(|resumed| resumed.at_end.load(Ordering::Acquire))
     }
 
     fn timed_out(&self) -> bool {

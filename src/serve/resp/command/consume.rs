@@ -1,6 +1,7 @@
 //! BLPOP and LPOP: a connection's subscription, its session, and messages in the form the key asks for.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -106,10 +107,8 @@ impl Subscription {
 /// What a pop found.
 enum Next {
     Record(Record),
-    /// Nothing, and whether waiting is pointless.
-    Nothing {
-        at_end: bool,
-    },
+    /// Nothing yet.
+    Nothing,
     Error(String),
 }
 
@@ -132,11 +131,11 @@ pub fn blpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
             deliver(client, &mut record, out, Some(keys));
         }
         Next::Error(why) => out.error(&why),
-        Next::Nothing { .. } if client.timed_out() || client.transaction.is_running() => {
+        Next::Nothing if client.timed_out() || client.transaction.is_running() => {
             client.last_delivered.clear();
             out.null_array();
         }
-        Next::Nothing { .. } => return wait(client, deadline),
+        Next::Nothing => return wait(client, deadline),
     }
     Outcome::Done
 }
@@ -167,12 +166,12 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
             out.error(&why);
             return Outcome::Done;
         }
-        Next::Nothing { at_end }
-            if at_end || client.timed_out() || client.transaction.is_running() =>
+        Next::Nothing
+            if client.at_end() || client.timed_out() || client.transaction.is_running() =>
         {
             None
         }
-        Next::Nothing { .. } => return wait(client, deadline),
+        Next::Nothing => return wait_or_end(client, deadline),
     };
     client.last_delivered.clear();
     match (first, count) {
@@ -220,13 +219,13 @@ fn next(client: &mut Client, keys: &[&[u8]]) -> Next {
     {
         return Next::Error(why);
     }
-    let Some(lease) = &client.lease else { return Next::Nothing { at_end: false } };
+    let Some(lease) = &client.lease else { return Next::Nothing };
     match lease.session().pop() {
         Ok(Pop::Record(record)) => Next::Record(record),
-        Ok(Pop::Empty { at_end }) => Next::Nothing { at_end },
+        Ok(Pop::Empty) => Next::Nothing,
         Ok(Pop::Dormant) => {
             lease.join();
-            Next::Nothing { at_end: false }
+            Next::Nothing
         }
         Ok(Pop::Refused(error)) => Next::Error(registration_failed(client, &error)),
         Ok(Pop::Closed) => Next::Error("CONS Server shutdown".to_owned()),
@@ -286,6 +285,21 @@ fn wait(client: &mut Client, deadline: Option<Instant>) -> Outcome {
     let session = lease.session().clone();
     client.resumed.get_or_insert_default().deadline = deadline;
     Outcome::Wait(Box::pin(async move { session.wait().await }), deadline)
+}
+
+/// Waits until the session may have a message, or the end of all its partitions is reached.
+fn wait_or_end(client: &mut Client, deadline: Option<Instant>) -> Outcome {
+    let Some(lease) = &client.lease else { return Outcome::Done };
+    let session = lease.session().clone();
+    let resumed = client.resumed.get_or_insert_default();
+    resumed.deadline = deadline;
+    let at_end = resumed.at_end.clone();
+    Outcome::Wait(
+        Box::pin(async move {
+            at_end.store(session.wait_or_end().await, Ordering::Release);
+        }),
+        deadline,
+    )
 }
 
 /// Writes a message, and remembers it for `RPUSH acks last`. `keys` are those of a BLPOP, whose replies name

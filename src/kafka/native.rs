@@ -234,7 +234,8 @@ impl Queue {
         Ok(Self { queue, wake: None, _handle: handle.clone() })
     }
 
-    /// Calls `wake` whenever the queue stops being empty. It must be quick and must not call librdkafka.
+    /// Calls `wake` whenever the queue stops being empty, and once now: what came before does so no more. It must be
+    /// quick and must not call librdkafka.
     pub(super) fn on_non_empty(&mut self, wake: Wake) {
         let boxed = Box::new(wake);
         // SAFETY: the box lives as long as the callback is installed: it is removed in drop.
@@ -245,6 +246,7 @@ impl Queue {
                 (&raw const *boxed).cast_mut().cast::<c_void>(),
             );
         }
+        boxed();
         self.wake = Some(boxed);
     }
 

@@ -33,7 +33,10 @@ const PARTITION_UNASSIGNED: i32 = -1;
 
 /// How long a topic's metadata may take before its messages are left to librdkafka, which queues them until
 /// `message.timeout.ms`. The contract promises a verdict on a missing topic within half a second.
-const LOOKUP_TIMEOUT: Duration = Duration::from_millis(400);
+const LOOKUP_TIMEOUT: Duration = Duration::from_millis(350);
+
+/// How often a topic is asked for that the broker may be creating.
+const LOOKUP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A topic that was missing is looked up again after this long.
 const MISSING_RETRY: Duration = Duration::from_secs(1);
@@ -360,7 +363,7 @@ impl Producer {
         });
         topics.insert(name.into(), topic.clone());
         drop(topics);
-        self.ask(&topic);
+        self.ask(&topic, LOOKUP_TIMEOUT);
         Ok(topic)
     }
 
@@ -403,7 +406,7 @@ impl Producer {
                 TopicState::Missing(_) => {
                     *state = TopicState::AskingAgain;
                     drop(state);
-                    self.ask(topic);
+                    self.ask(topic, Duration::ZERO);
                     return Err(SendError::Wait(mark));
                 }
             }
@@ -565,12 +568,12 @@ impl Producer {
         Ok(client)
     }
 
-    /// Asks for a topic's metadata and sets its state by the answer.
-    fn ask(&self, topic: &Arc<Topic>) {
+    /// Asks for a topic's metadata, again until `patience` is over, and sets its state by the answer.
+    fn ask(&self, topic: &Arc<Topic>, patience: Duration) {
         let (topic, shared) = (topic.clone(), self.shared.clone());
         let create = self.create_topic.clone();
         self.runtime.spawn(async move {
-            let found = look_up(&topic, create).await;
+            let found = look_up(&topic, create, patience).await;
             let mut state = topic.state.lock();
             let waiting = match std::mem::replace(&mut *state, TopicState::Ready) {
                 TopicState::Asking(waiting) => waiting,
@@ -599,27 +602,28 @@ impl Producer {
     }
 }
 
-async fn look_up(topic: &Arc<Topic>, create: Option<CreateTopic>) -> bool {
-    let exists = {
-        let topic = topic.clone();
-        tokio::task::spawn_blocking(move || {
-            topics::partition_count(&topic.client.handle, &topic.name, LOOKUP_TIMEOUT)
-        })
-        .await
-    };
-    match exists {
-        Ok(Ok(0)) => match create {
-            Some(create) => match create(topic.name.to_string()).await {
-                Ok(()) => true,
+/// Whether the topic exists, or may exist. One that a broker creates when it is first asked for
+/// (`auto.create.topics.enable`) is unknown for some moments more, so `patience` asks again.
+async fn look_up(topic: &Arc<Topic>, create: Option<CreateTopic>, patience: Duration) -> bool {
+    let began = Instant::now();
+    loop {
+        let asked = topic.clone();
+        let count = tokio::task::spawn_blocking(move || {
+            topics::partition_count(&asked.client.handle, &asked.name, LOOKUP_TIMEOUT)
+        });
+        match (count.await, &create) {
+            (Ok(Ok(0)), Some(create)) => match create(topic.name.to_string()).await {
+                Ok(()) => return true,
                 Err(error) => {
                     tracing::warn!(%error, topic = %topic.name, "cannot create the topic");
-                    false
+                    return false;
                 }
             },
-            None => false,
-        },
-        // It exists, or no broker could say: librdkafka waits for one until message.timeout.ms.
-        _ => true,
+            (Ok(Ok(0)), None) if began.elapsed() >= patience => return false,
+            (Ok(Ok(0)), None) => tokio::time::sleep(LOOKUP_INTERVAL).await,
+            // It exists, or no broker could say: librdkafka waits for one until message.timeout.ms.
+            _ => return true,
+        }
     }
 }
 

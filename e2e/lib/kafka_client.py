@@ -1,0 +1,77 @@
+"""Owns the ordinary Kafka client of the tests (confluent-kafka): topics, producing, committed offsets.
+
+It speaks to the broker without karrow, so that what karrow says can be checked against what the broker has.
+"""
+from . import install
+from .process import Failure, eventually
+
+
+class KafkaClient:
+    def __init__(self, bootstrap):
+        install.python_packages()
+        import confluent_kafka
+        import confluent_kafka.admin
+        self.lib, self.bootstrap = confluent_kafka, bootstrap
+        self.admin = confluent_kafka.admin.AdminClient(self._config())
+
+    def _config(self, **more):
+        quiet = {"bootstrap.servers": self.bootstrap, "log_level": 0, "socket.timeout.ms": 10000,
+                 "reconnect.backoff.max.ms": 500}
+        return {**quiet, **{key.replace("_", "."): value for key, value in more.items()}}
+
+    def partitions(self, topic):
+        """How many partitions the topic has; 0 where it does not exist."""
+        try:
+            found = self.admin.list_topics(timeout=10).topics.get(topic)
+        except self.lib.KafkaException as error:
+            raise Failure(f"no metadata from {self.bootstrap}: {error}") from None
+        return len(found.partitions) if found and not found.error else 0
+
+    def create_topic(self, topic, partitions):
+        new = self.lib.admin.NewTopic(topic, num_partitions=partitions, replication_factor=1)
+        try:
+            self.admin.create_topics([new], request_timeout=15)[topic].result()
+        except self.lib.KafkaException as error:
+            raise Failure(f"cannot create topic {topic}: {error}") from None
+        eventually(lambda: self.partitions(topic) == partitions, f"topic {topic} has {partitions} partitions")
+
+    def producer(self):
+        return self.lib.Producer(self._config(enable_idempotence=True, linger_ms=5))
+
+    def produce(self, topic, values, partitions):
+        """Stores `values` round-robin; returns {value: (partition, offset)} as the broker acknowledged them."""
+        where, failed = {}, []
+
+        def delivered(error, message):
+            if error:
+                failed.append(str(error))
+            else:
+                where[message.value()] = (message.partition(), message.offset())
+        producer = self.producer()
+        for index, value in enumerate(values):
+            while True:
+                try:
+                    producer.produce(topic, value=value, partition=index % partitions, on_delivery=delivered)
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+            producer.poll(0)
+        if producer.flush(60) or failed:
+            raise Failure(f"the broker did not store everything in {topic}: {failed[:1] or 'timeout'}")
+        return where
+
+    def committed(self, group, topic, partitions):
+        """{partition: committed offset} of the group; partitions without a commit are absent."""
+        consumer = self.lib.Consumer(self._config(group_id=group, enable_auto_commit=False))
+        asked = [self.lib.TopicPartition(topic, partition) for partition in range(partitions)]
+
+        def ask():
+            try:
+                return consumer.committed(asked, timeout=10)
+            except self.lib.KafkaException as error:  # a coordinator that still loads, for example
+                raise Failure(str(error)) from None
+        try:
+            found = eventually(ask, f"the broker tells the committed offsets of {group}", every=0.2)
+            return {each.partition: each.offset for each in found if each.offset >= 0}
+        finally:
+            consumer.close()

@@ -1,0 +1,2 @@
+"""The suites, in the order in which they run: quick ones first, the hostile moments last."""
+from . import topics, input, clients, terminal, stackexchange, rafka, loss  # noqa: F401

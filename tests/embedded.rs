@@ -500,3 +500,35 @@ fn it_says_in_one_line_why_it_does_not_start() {
     let text = start(&config(dir.path(), 0));
     assert!(text.contains("broker.db cannot be opened: file is not a database"), "{text}");
 }
+
+/// What librdkafka's idempotent producer asks for after an error it cannot resolve otherwise.
+#[test]
+fn a_producer_that_renews_its_id_gets_a_new_one() {
+    use std::io::{Read, Write};
+
+    let broker = Broker::start();
+    let producer_ids = [(-1_i64, -1_i16), (1, 0), (77, 3)].map(|(id, epoch)| {
+        // InitProducerId, version 3: header, no transactional id, timeout, id, epoch; no tags.
+        let mut request = Vec::new();
+        request.extend([0, 22, 0, 3, 0, 0, 0, 9, 0xff, 0xff, 0]);
+        request.push(0);
+        request.extend(60_000_i32.to_be_bytes());
+        request.extend(id.to_be_bytes());
+        request.extend(epoch.to_be_bytes());
+        request.push(0);
+        let mut stream = std::net::TcpStream::connect(broker.addr).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all(&i32::try_from(request.len()).unwrap().to_be_bytes()).unwrap();
+        stream.write_all(&request).unwrap();
+        // Length, correlation id, tags, throttle time, error, id.
+        let mut answer = [0; 23];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[4..8], [0, 0, 0, 9]);
+        assert_eq!(answer[13..15], [0, 0], "no error");
+        i64::from_be_bytes(answer[15..23].try_into().unwrap())
+    });
+    assert!(producer_ids[0] < producer_ids[1] && producer_ids[1] < producer_ids[2]);
+    let producer = broker.idempotent_producer();
+    send(&producer, "orders", b"still there");
+    flush(&producer);
+}

@@ -74,4 +74,4 @@ test:
 	$(MAKE) e2e
 
 bench: tools
-	cargo bench
+	cargo bench --profile release --bench gateway

@@ -9,11 +9,11 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::banner::{Addresses, banner};
-use crate::config::{Config, KafkaOptions};
+use crate::config::Config;
 use crate::error::Result;
 use crate::kafka::admin::ensure_topics;
 use crate::kafka::embedded::EmbeddedBroker;
-use crate::kafka::producer::{CreateTopic, Producer, ProducerLimits};
+use crate::kafka::producer::{Producer, ProducerLimits};
 use crate::metrics::Metrics;
 use crate::serve::http::{self, HttpState};
 use crate::serve::resp::{Gateway, RespServer};
@@ -52,7 +52,6 @@ pub async fn serve(mut config: Config, shutdown: CancellationToken) -> Result<()
             connection_bytes_max: config.resp.connection_inflight_bytes_max,
             topic_bytes_max: config.resp.topic_inflight_bytes_max,
         },
-        broker.is_some().then(|| topic_creator(config.kafka.producer.clone())),
         Handle::current(),
         metrics.clone(),
     ));
@@ -114,12 +113,4 @@ async fn stop(gateway: &Gateway, registry: &Registry, producer: &Producer, grace
             tracing::error!(messages, "messages were not stored before the shutdown's grace ended")
         }
     }
-}
-
-/// The embedded broker creates no topics by itself; the first message does.
-fn topic_creator(options: KafkaOptions) -> CreateTopic {
-    Arc::new(move |topic| {
-        let options = options.clone();
-        Box::pin(async move { ensure_topics(&options, &[topic], TOPICS_TIMEOUT).await })
-    })
 }

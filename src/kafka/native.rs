@@ -462,9 +462,12 @@ unsafe extern "C" fn log(
     facility: *const c_char,
     line: *const c_char,
 ) {
-    // SAFETY: librdkafka passes a live client (or null, early) and strings that live during the call.
-    let client =
-        if rk.is_null() { String::new() } else { text_of(unsafe { sys::rd_kafka_name(rk) }) };
+    // librdkafka passes a live client, or null early on, and strings that live during the call.
+    let mut client = String::new();
+    if !rk.is_null() {
+        // SAFETY: as above; the name lives as long as the client.
+        client = text_of(unsafe { sys::rd_kafka_name(rk) });
+    }
     let (facility, line) = (text_of(facility), text_of(line));
     match level {
         ..=3 => tracing::error!(target: "librdkafka", client, facility, "{line}"),

@@ -7,8 +7,6 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::future::Future;
-use std::pin::Pin;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -43,10 +41,6 @@ const MISSING_RETRY: Duration = Duration::from_secs(1);
 
 /// Deadline of metadata requests that a client waits for.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Creates a topic that is missing; only the embedded broker has one.
-pub type CreateTopic =
-    Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send + Sync>;
 
 /// What one connection has in flight.
 #[derive(Debug, Default)]
@@ -187,7 +181,6 @@ pub struct ProducerLimits {
 pub struct Producer {
     options: KafkaOptions,
     limits: ProducerLimits,
-    create_topic: Option<CreateTopic>,
     runtime: tokio::runtime::Handle,
     metrics: Arc<Metrics>,
     shared: Arc<Shared>,
@@ -292,14 +285,12 @@ impl Producer {
     pub fn new(
         options: &KafkaOptions,
         limits: ProducerLimits,
-        create_topic: Option<CreateTopic>,
         runtime: tokio::runtime::Handle,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             options: producer_options(options),
             limits,
-            create_topic,
             runtime,
             metrics,
             shared: Arc::default(),
@@ -484,17 +475,6 @@ impl Producer {
         self.blocking(|handle| topics::list(&handle, METADATA_TIMEOUT)).await
     }
 
-    /// How many partitions `topic` has; 0 where it does not exist.
-    ///
-    /// # Errors
-    /// No broker answered, or the name is illegal.
-    pub async fn partition_count(&self, topic: &str) -> Result<i32> {
-        check_topic_name(topic)?;
-        let topic = topic.to_owned();
-        self.blocking(move |handle| topics::partition_count(&handle, &topic, METADATA_TIMEOUT))
-            .await
-    }
-
     /// The sum over its partitions of stable end − beginning; 0 where the topic does not exist. An upper
     /// bound of the messages: compacted and control records count.
     ///
@@ -504,8 +484,12 @@ impl Producer {
         check_topic_name(topic)?;
         let topic = topic.to_owned();
         self.blocking(move |handle| {
+            // All topics, because a broker may create one that a producer asks for by name.
+            let topics = topics::list(&handle, METADATA_TIMEOUT)?;
+            let partitions =
+                topics.iter().find(|info| info.name == topic).map_or(0, |info| info.partitions);
             let mut total = 0;
-            for partition in 0..topics::partition_count(&handle, &topic, METADATA_TIMEOUT)? {
+            for partition in 0..partitions {
                 let (first, next) =
                     topics::watermarks(&handle, &topic, partition, METADATA_TIMEOUT)?;
                 total += next - first;
@@ -571,9 +555,8 @@ impl Producer {
     /// Asks for a topic's metadata, again until `patience` is over, and sets its state by the answer.
     fn ask(&self, topic: &Arc<Topic>, patience: Duration) {
         let (topic, shared) = (topic.clone(), self.shared.clone());
-        let create = self.create_topic.clone();
         self.runtime.spawn(async move {
-            let found = look_up(&topic, create, patience).await;
+            let found = look_up(&topic, patience).await;
             let mut state = topic.state.lock();
             let waiting = match std::mem::replace(&mut *state, TopicState::Ready) {
                 TopicState::Asking(waiting) => waiting,
@@ -602,25 +585,18 @@ impl Producer {
     }
 }
 
-/// Whether the topic exists, or may exist. One that a broker creates when it is first asked for
-/// (`auto.create.topics.enable`) is unknown for some moments more, so `patience` asks again.
-async fn look_up(topic: &Arc<Topic>, create: Option<CreateTopic>, patience: Duration) -> bool {
+/// Whether the topic exists, or may exist. A broker may create it when a producer asks for it
+/// (`auto.create.topics.enable`); it is unknown for some moments more then, so `patience` asks again.
+async fn look_up(topic: &Arc<Topic>, patience: Duration) -> bool {
     let began = Instant::now();
     loop {
         let asked = topic.clone();
         let count = tokio::task::spawn_blocking(move || {
             topics::partition_count(&asked.client.handle, &asked.name, LOOKUP_TIMEOUT)
         });
-        match (count.await, &create) {
-            (Ok(Ok(0)), Some(create)) => match create(topic.name.to_string()).await {
-                Ok(()) => return true,
-                Err(error) => {
-                    tracing::warn!(%error, topic = %topic.name, "cannot create the topic");
-                    return false;
-                }
-            },
-            (Ok(Ok(0)), None) if began.elapsed() >= patience => return false,
-            (Ok(Ok(0)), None) => tokio::time::sleep(LOOKUP_INTERVAL).await,
+        match count.await {
+            Ok(Ok(0)) if began.elapsed() >= patience => return false,
+            Ok(Ok(0)) => tokio::time::sleep(LOOKUP_INTERVAL).await,
             // It exists, or no broker could say: librdkafka waits for one until message.timeout.ms.
             _ => return true,
         }
@@ -677,9 +653,8 @@ async fn serve_events(client: Arc<Client>, events: Queue, shared: Arc<Shared>) {
             }
         }
         // SAFETY: the client is alive.
-        if client.dead.load(Ordering::Acquire)
-            && unsafe { sys::rd_kafka_outq_len(client.handle.ptr()) } == 0
-        {
+        let is_empty = unsafe { sys::rd_kafka_outq_len(client.handle.ptr()) } == 0;
+        if is_empty && client.dead.load(Ordering::Acquire) {
             // The topics refer to the client: break the circle.
             client.topics.write().clear();
             return;

@@ -791,10 +791,7 @@ impl Assigned {
     fn lag(&self, consumer: &GroupConsumer) -> Option<i64> {
         let (_, next) = consumer.cached_offsets(&self.topic, self.partition)?;
         let done = self.position.acked.or(self.position.start);
-        match done {
-            Some(done) => Some((next - done).max(0)),
-            None => None,
-        }
+        done.map(|done| (next - done).max(0))
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use socket2::SockRef;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::Gateway;
@@ -133,8 +134,6 @@ impl Connection {
                     }
                 },
             }
-            // One connection with an endless pipeline must not starve the others of its thread.
-            tokio::task::consume_budget().await;
         }
     }
 
@@ -218,22 +217,18 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads what the socket has now: `None` when that is nothing, 0 at its end.
-    fn read(&mut self) -> io::Result<Option<usize>> {
-        // Of a large argument that was announced, room is made as it really comes.
+    /// Makes room for a read. Of a large argument that was announced, room is made as it really comes.
+    fn make_room(&mut self) {
         let announced = self.scanner.wanted().unwrap_or(0).saturating_sub(self.input.len());
         self.input.reserve(announced.min(self.input.len()).max(READ_BYTES));
-        match self.stream.try_read_buf(&mut self.input) {
-            Ok(count) => {
-                self.gateway.metrics.received_bytes.inc_by(count as u64);
-                self.info.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
-                let active = self.info.since.elapsed().as_millis() as u64;
-                self.info.active_ms.store(active, Ordering::Relaxed);
-                Ok(Some(count))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
+    }
+
+    /// Books what a read brought.
+    fn received(&self, count: usize) {
+        self.gateway.metrics.received_bytes.inc_by(count as u64);
+        self.info.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
+        let active = self.info.since.elapsed().as_millis() as u64;
+        self.info.active_ms.store(active, Ordering::Relaxed);
     }
 
     /// Waits for more commands, sending meanwhile; `false` when the connection is over.
@@ -249,20 +244,25 @@ impl Connection {
                 self.close().await?;
                 return Ok(false);
             }
-            match self.read()? {
-                Some(0) => {
+            self.make_room();
+            let sending = !self.out.sendable().is_empty();
+            let (mut reader, writer) = self.stream.split();
+            tokio::select! {
+                biased;
+                // Unlike readable() and try_read(), this knows after a short read that the socket is empty, and
+                // saves the system call that would say so.
+                count = reader.read_buf(&mut self.input) => {
+                    let count = count?;
+                    self.received(count);
+                    if count > 0 {
+                        return Ok(true);
+                    }
                     // A peer that only closed its writing side still gets its replies.
                     self.flush(0).await?;
                     return Ok(false);
                 }
-                Some(_) => return Ok(true),
-                None => {}
-            }
-            let sending = !self.out.sendable().is_empty();
-            tokio::select! {
-                readable = self.stream.readable() => readable?,
                 () = self.info.attention.notified() => self.look_around()?,
-                writable = self.stream.writable(), if sending => {
+                writable = writer.writable(), if sending => {
                     writable?;
                     self.write()?;
                 }
@@ -297,12 +297,13 @@ impl Connection {
         self.client.end_session();
         SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write)?;
         let rest = async {
-            self.input.clear();
-            while self.read()? != Some(0) {
+            loop {
                 self.input.clear();
-                self.stream.readable().await?;
+                self.make_room();
+                if self.stream.read_buf(&mut self.input).await? == 0 {
+                    return Ok(());
+                }
             }
-            Ok(())
         };
         tokio::time::timeout(LINGER, rest).await.unwrap_or(Ok(()))
     }
@@ -331,14 +332,17 @@ impl Connection {
             }
             let sending = !self.out.sendable().is_empty();
             let ahead = self.input.len() < READ_AHEAD_BYTES_MAX;
+            self.make_room();
+            let (mut reader, writer) = self.stream.split();
             tokio::select! {
                 biased;
                 done = &mut future => break Woken::Done(done),
                 () = self.info.attention.notified() => self.look_around()?,
                 () = &mut timeout => break Woken::TimedOut,
-                readable = self.stream.readable(), if ahead => {
-                    readable?;
-                    if self.read()? == Some(0) {
+                count = reader.read_buf(&mut self.input), if ahead => {
+                    let count = count?;
+                    self.received(count);
+                    if count == 0 {
                         break Woken::Gone;
                     }
                 }
@@ -347,7 +351,7 @@ impl Connection {
                         break Woken::Gone;
                     }
                 }
-                writable = self.stream.writable(), if sending => writable?,
+                writable = writer.writable(), if sending => writable?,
             }
         };
         self.info.blocked.store(false, Ordering::Relaxed);

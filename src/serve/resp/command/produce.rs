@@ -57,9 +57,8 @@ fn produce(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Output) 
     let resumed = client.resumed.take().unwrap_or_default();
     let ticket =
         resumed.ticket.unwrap_or_else(|| Ticket::new(values.len(), client.info.attention.clone()));
-    let mut progress = resumed.progress;
     let way = lane(client, topic).map(|lane| lane.with_ticket(ticket.clone()));
-    for value in values.iter().skip(progress) {
+    for (index, value) in values.iter().enumerate().skip(resumed.progress) {
         let sent = match &way {
             Ok(way) => client.gateway.producer.send(way, key, Some(value)),
             Err(error) => Err(SendError::Failed(error.clone())),
@@ -69,12 +68,11 @@ fn produce(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Output) 
             Err(SendError::Failed(error)) => ticket.settle(1, Some(error)),
             Err(SendError::Wait(mark)) => {
                 let resumed = client.resumed.get_or_insert_default();
-                resumed.progress = progress;
+                resumed.progress = index;
                 resumed.ticket = Some(ticket);
                 return room(client, mark);
             }
         }
-        progress += 1;
     }
     Outcome::Ticket(ticket)
 }
@@ -165,7 +163,8 @@ mod tests {
 
     #[test]
     fn keys_split_at_most_three_ways() {
-        let cases: &[(&str, Option<(&str, Option<&str>)>)] = &[
+        type Split = Option<(&'static str, Option<&'static str>)>;
+        let cases: &[(&str, Split)] = &[
             ("topics:t", Some(("t", None))),
             ("topic:t", Some(("t", None))),
             ("topics:t:", Some(("t", None))),

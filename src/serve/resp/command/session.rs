@@ -290,7 +290,7 @@ fn kill(client: &mut Client, filters: &[&[u8]], out: &mut Output) -> Outcome {
     }
     let mut victims = everybody;
     let mut skip_me = true;
-    if filters.is_empty() || filters.len() % 2 != 0 {
+    if filters.is_empty() || !filters.len().is_multiple_of(2) {
         out.error("ERR syntax error");
         return Outcome::Done;
     }

@@ -54,6 +54,7 @@ fn fail(error: &Error, code: u8) -> ExitCode {
 fn serve(flags: ServeFlags) -> Result<(), Failure> {
     let (config, warnings) = Config::load(flags).map_err(Failure::Usage)?;
     start_logging(&config.log, &warnings).map_err(Failure::Usage)?;
+    karrow::kafka::options::check(&config.kafka).map_err(Failure::Usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.resp.io_threads)
         .enable_all()

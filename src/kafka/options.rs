@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::config::KafkaOptions;
+use super::native::{ClientKind, Handle};
+use super::producer::producer_options;
+use crate::config::{KafkaConfig, KafkaOptions};
 use crate::error::{Error, Result};
 
 /// Options that karrow sets, because its promises rest on them; a file's other values are dropped with a
@@ -132,6 +134,30 @@ impl ConsumerOptions {
             options,
         })
     }
+}
+
+/// Makes and drops a client of each kind that the file has options for: librdkafka judges combinations of options only
+/// then. Costs a few milliseconds, so nothing is made where there is nothing to judge.
+///
+/// # Errors
+/// librdkafka's own sentence, with the section whose options it refuses.
+pub fn check(config: &KafkaConfig) -> Result<()> {
+    let says_something =
+        |options: &KafkaOptions| options.keys().any(|name| name != "bootstrap.servers");
+    let refused = |section: &str, error: Error| {
+        Error::invalid(format!("librdkafka refuses the {section} options: {error}"))
+    };
+    if says_something(&config.consumer) {
+        let options = ConsumerOptions::new(&config.consumer, &Map::new(), "check", "check")
+            .map_err(|error| refused("consumer", error))?;
+        Handle::new(ClientKind::Consumer, &options.options, 0)
+            .map_err(|error| refused("consumer", error))?;
+    }
+    if says_something(&config.producer) {
+        Handle::new(ClientKind::Producer, &producer_options(&config.producer), 0)
+            .map_err(|error| refused("producer", error))?;
+    }
+    Ok(())
 }
 
 fn allowed_value(name: &str, value: &Value) -> Result<String> {

@@ -777,7 +777,7 @@ pub fn check_topic_name(name: &str) -> Result<()> {
 }
 
 /// karrow's defaults under the file's options, with what the books rest on above both.
-fn producer_options(file: &KafkaOptions) -> KafkaOptions {
+pub(super) fn producer_options(file: &KafkaOptions) -> KafkaOptions {
     let mut options = KafkaOptions::new();
     // The caps count bytes per connection and topic; librdkafka's count of messages would fail those first.
     options.insert("queue.buffering.max.messages".into(), "0".into());

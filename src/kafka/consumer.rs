@@ -47,8 +47,8 @@ pub enum ConsumerEvent {
         /// The group has given them to others already.
         lost: bool,
     },
-    /// An automatic commit came back.
-    Committed(Result<()>),
+    /// A commit came back: up to where.
+    Committed(Result<Vec<Partition>>),
     /// A subscribed topic does not exist (yet).
     TopicMissing(String),
     /// Something went wrong; librdkafka recovers by itself.
@@ -163,7 +163,7 @@ impl GroupConsumer {
                 return None;
             }
             sys::RD_KAFKA_EVENT_OFFSET_COMMIT => {
-                ConsumerEvent::Committed(committed(code, &event.partitions()))
+                ConsumerEvent::Committed(committed(code, event.partitions()))
             }
             sys::RD_KAFKA_EVENT_ERROR => self.failure(code, event.is_fatal(), event.error_text()),
             // Impossible while the forwarding sticks. Passing the message over would lose it with the next
@@ -354,6 +354,17 @@ impl GroupConsumer {
         }
     }
 
+    /// Sends a commit of `partitions`, whatever the state of the group is; the answer comes as an event. librdkafka's
+    /// own timer pauses while the group rebalances, which may take longer than acks may stay uncommitted.
+    ///
+    /// # Errors
+    /// There is nothing to commit to: the member has no coordinator.
+    pub fn send_commit(&self, partitions: &[Partition]) -> Result<()> {
+        let list = PartitionList::new(partitions)?;
+        // SAFETY: client and list are alive; 1 means asynchronously.
+        KafkaCode(unsafe { sys::rd_kafka_commit(self.handle.ptr(), list.ptr(), 1) }).check("commit")
+    }
+
     /// First and next offset of a partition as the last fetch had them; costs no request.
     pub fn cached_offsets(&self, topic: &str, partition: i32) -> Option<(i64, i64)> {
         let topic = c_string(topic).ok()?;
@@ -373,7 +384,7 @@ impl GroupConsumer {
 
     /// Commits what is stored and leaves the group; gives up waiting after `deadline`. Blocks. Every
     /// [`Record`] of this consumer must have been dropped. Returns how its last commits went.
-    pub fn close(&self, deadline: Duration) -> Vec<Result<()>> {
+    pub fn close(&self, deadline: Duration) -> Vec<Result<Vec<Partition>>> {
         let until = Instant::now() + deadline;
         let mut commits = Vec::new();
         // SAFETY: the client is alive, the queue is its own.
@@ -428,13 +439,13 @@ fn fetched(message: NonNull<sys::rd_kafka_message_t>) -> Fetched {
     fetched
 }
 
-fn committed(code: KafkaCode, partitions: &[Partition]) -> Result<()> {
+fn committed(code: KafkaCode, partitions: Vec<Partition>) -> Result<Vec<Partition>> {
     code.check("commit")?;
     match partitions.iter().find(|partition| !partition.code.is_ok()) {
-        Some(failed) => {
-            failed.code.check(format_args!("commit of {}:{}", failed.topic, failed.partition))
-        }
-        None => Ok(()),
+        Some(failed) => Err(failed
+            .code
+            .into_error(format_args!("commit of {}:{}", failed.topic, failed.partition))),
+        None => Ok(partitions),
     }
 }
 

@@ -84,6 +84,8 @@ pub struct ConsumerOptions {
     pub options: KafkaOptions,
     /// `max.poll.interval.ms`: a client silent for this long leaves the group.
     pub max_poll_interval: Duration,
+    /// `auto.commit.interval.ms`: acks are committed after at most this long.
+    pub commit_interval: Duration,
     /// `session.timeout.ms`: bounds how long a name's next owner waits for the old consumer to leave.
     pub session_timeout: Duration,
     /// Whether a partition without a commit starts at its end, so that the start must be committed at once.
@@ -129,6 +131,7 @@ impl ConsumerOptions {
             .is_some_and(|reset| ["latest", "end", "largest"].contains(&reset.as_str()));
         Ok(Self {
             max_poll_interval: millis(&options, "max.poll.interval.ms", 300_000)?,
+            commit_interval: millis(&options, "auto.commit.interval.ms", 1_000)?,
             session_timeout: millis(&options, "session.timeout.ms", 45_000)?,
             starts_at_end,
             options,

@@ -137,6 +137,8 @@ struct State {
     partitions: Vec<Assigned>,
     /// Index of the partition the last record came from; the next one is likely its neighbour.
     last: usize,
+    /// When the oldest ack came that is not known to be committed.
+    uncommitted_since: Option<Instant>,
     /// The group has said what is ours, and has not begun to say it anew.
     is_settled: bool,
     missing: BTreeSet<Arc<str>>,
@@ -165,6 +167,8 @@ struct Assigned {
     topic: Arc<str>,
     partition: i32,
     position: Position,
+    /// The position of the last commit that is known to have arrived.
+    committed: Option<i64>,
     consumed: (IntCounter, IntCounter),
 }
 
@@ -450,6 +454,11 @@ impl Session {
         {
             consumer.store(&moved)?;
         }
+        if !moved.is_empty() && state.uncommitted_since.is_none() {
+            state.uncommitted_since = Some(Instant::now());
+            // The task watches over the commit from now on.
+            self.events.notify_one();
+        }
         Ok(moved.len())
     }
 
@@ -510,10 +519,11 @@ impl Session {
             if let Some(error) = fatal {
                 break End::Fatal(error);
             }
+            let patience = self.watch_commit(&consumer).map_or(tick, |due| due.min(tick));
             tokio::select! {
                 () = self.events.notified() => {}
                 _ = closing.wait_for(|closing| *closing) => break End::Closed,
-                () = tokio::time::sleep(tick) => {}
+                () = tokio::time::sleep(patience) => {}
             }
             if self.touched.swap(false, Ordering::Relaxed)
                 || self.blocked.load(Ordering::Relaxed) > 0
@@ -611,13 +621,53 @@ impl Session {
         None
     }
 
-    fn committed(&self, result: Result<()>) {
+    /// Commits what librdkafka has left uncommitted for too long; returns when to look again.
+    fn watch_commit(&self, consumer: &GroupConsumer) -> Option<Duration> {
+        let allowed = self.options.commit_interval * 3 / 2;
+        let mut state = self.state.lock();
+        let waited = state.uncommitted_since?.elapsed();
+        if waited < allowed {
+            return Some(allowed - waited);
+        }
+        let late: Vec<Partition> = state
+            .partitions
+            .iter()
+            .filter(|assigned| assigned.position.acked > assigned.committed)
+            .map(|assigned| {
+                Partition::new(assigned.topic.clone(), assigned.partition, assigned.position.acked)
+            })
+            .collect();
+        if late.is_empty() {
+            state.uncommitted_since = None;
+            return None;
+        }
+        if let Err(error) = consumer.send_commit(&late) {
+            tracing::debug!(name = %self.name.full, %error, "commit");
+        }
+        state.uncommitted_since = Some(Instant::now());
+        Some(allowed)
+    }
+
+    fn committed(&self, result: Result<Vec<Partition>>) {
         let outcome = if result.is_ok() { "ok" } else { "error" };
         self.metrics.commits.with_label_values(&[outcome]).inc();
-        match result {
-            Ok(()) => self.state.lock().logged.clear(),
-            Err(error) => self.log_once("commit", &error),
+        let partitions = match result {
+            Ok(partitions) => partitions,
+            Err(error) => return self.log_once("commit", &error),
+        };
+        let mut state = self.state.lock();
+        state.logged.clear();
+        for partition in &partitions {
+            if let Some(index) = state.find(&partition.topic, partition.partition)
+                && let Some(assigned) = state.partitions.get_mut(index)
+            {
+                assigned.committed = assigned.committed.max(partition.offset);
+            }
         }
+        let is_done = |assigned: &Assigned| assigned.position.acked <= assigned.committed;
+        let done = state.partitions.iter().all(is_done);
+        // What was acked while the commit was under way has its own interval.
+        state.uncommitted_since = (!done).then(Instant::now);
     }
 
     /// Logs a failure, unless it is the one that was logged last.
@@ -641,6 +691,7 @@ impl Session {
                 topic: partition.topic.clone(),
                 partition: partition.partition,
                 position: Position::default(),
+                committed: None,
                 consumed: (
                     self.metrics.consumed_messages.with_label_values(&[topic]),
                     self.metrics.consumed_bytes.with_label_values(&[topic]),

@@ -25,8 +25,33 @@ const TOPICS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Serves until `shutdown` is cancelled, then stops gracefully.
 ///
 /// # Errors
+/// As [`start`].
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<()> {
+    let topic = config.topics.first().cloned().unwrap_or_else(|| "greetings".to_owned());
+    let running = start(config).await?;
+    // Nobody reading stdout is no reason not to serve.
+    let _ = std::io::stdout().write_all(banner(running.addresses(), &topic).as_bytes());
+    shutdown.cancelled().await;
+    running.stop().await;
+    Ok(())
+}
+
+/// Everything that `karrow serve` runs.
+pub struct Running {
+    at: Addresses,
+    gateway: Arc<Gateway>,
+    registry: Arc<Registry>,
+    producer: Arc<Producer>,
+    http: Arc<HttpState>,
+    broker: Option<EmbeddedBroker>,
+    grace: Duration,
+}
+
+/// Starts what `config` asks for and returns once it serves.
+///
+/// # Errors
 /// An address that cannot be bound, or an embedded broker that cannot start: one line each.
-pub async fn serve(mut config: Config, shutdown: CancellationToken) -> Result<()> {
+pub async fn start(mut config: Config) -> Result<Running> {
     let resp = RespServer::bind(&config.resp)?;
     let http_listener = config.http_addr.map(http::bind).transpose()?;
     let broker = match &config.embedded {
@@ -65,33 +90,38 @@ pub async fn serve(mut config: Config, shutdown: CancellationToken) -> Result<()
         Handle::current(),
     );
     resp.start(&gateway)?;
-    let http_state = Arc::new(HttpState {
+    let http = Arc::new(HttpState {
         metrics,
         registry: registry.clone(),
         producer: producer.clone(),
         stopping: AtomicBool::new(false),
     });
     if let Some(listener) = http_listener {
-        let state = http_state.clone();
+        let state = http.clone();
         tokio::spawn(async move {
             if let Err(error) = http::serve(listener, state).await {
                 tracing::error!(%error, "HTTP has stopped");
             }
         });
     }
-    let topic = config.topics.first().map_or("greetings", String::as_str);
-    // Nobody reading stdout is no reason not to serve.
-    let _ = std::io::stdout().write_all(banner(&at, topic).as_bytes());
+    Ok(Running { at, gateway, registry, producer, http, broker, grace: config.shutdown_grace })
+}
 
-    shutdown.cancelled().await;
-
-    http_state.stopping.store(true, Ordering::Release);
-    stop(&gateway, &registry, &producer, config.shutdown_grace).await;
-    producer.close();
-    if let Some(broker) = broker {
-        broker.shutdown().await;
+impl Running {
+    /// Where it listens.
+    pub fn addresses(&self) -> &Addresses {
+        &self.at
     }
-    Ok(())
+
+    /// Stops gracefully, within the grace period of its configuration.
+    pub async fn stop(self) {
+        self.http.stopping.store(true, Ordering::Release);
+        stop(&self.gateway, &self.registry, &self.producer, self.grace).await;
+        self.producer.close();
+        if let Some(broker) = self.broker {
+            broker.shutdown().await;
+        }
+    }
 }
 
 /// Connections answer what they owe and close, sessions commit and leave, the producer flushes: in this order,
@@ -100,13 +130,18 @@ async fn stop(gateway: &Gateway, registry: &Registry, producer: &Producer, grace
     let until = Instant::now() + grace;
     let left = || until.saturating_duration_since(Instant::now());
     gateway.stop();
-    if tokio::time::timeout(left(), gateway.clients.none_left()).await.is_err() {
-        tracing::warn!(connections = gateway.clients.len(), "connections did not end in time");
-    }
-    match registry.drained(left()).await {
-        0 => {}
-        consumers => tracing::warn!(consumers, "consumers did not leave their groups in time"),
-    }
+    let clients = async {
+        if tokio::time::timeout(left(), gateway.clients.none_left()).await.is_err() {
+            tracing::warn!(connections = gateway.clients.len(), "connections did not end in time");
+        }
+        match registry.drained(left()).await {
+            0 => {}
+            consumers => tracing::warn!(consumers, "consumers did not leave their groups in time"),
+        }
+    };
+    // At once, because replies of RPUSH wait for it: it ends the lingering.
+    tokio::join!(clients, producer.flush(left()));
+    // What clients have produced since.
     match producer.flush(left()).await {
         0 => {}
         messages => {

@@ -3,8 +3,18 @@
 // A helper that meets the unexpected shall stop the test there, as the test itself does.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod ack;
 mod config;
+mod consume;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
+mod handshake;
+mod latest;
+mod look;
+mod metrics;
+mod produce;
+mod protocol;
+mod rebalance;
+mod shutdown;
 mod support;
 mod tidy;

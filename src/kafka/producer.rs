@@ -447,17 +447,25 @@ impl Producer {
     /// Sends everything without lingering and waits until it is settled, at most for `timeout`; returns how
     /// many messages are left.
     pub async fn flush(&self, timeout: Duration) -> usize {
-        let client = self.current.read().clone();
-        if let Some(client) = client {
+        let until = Instant::now() + timeout;
+        loop {
+            let mark = self.mark();
+            let left = until.saturating_duration_since(Instant::now());
+            let client = self.current.read().clone();
+            let Some(client) = client.filter(|_| self.unflushed() > 0 && !left.is_zero()) else {
+                return self.unflushed();
+            };
             let flushed = tokio::task::spawn_blocking(move || {
                 // SAFETY: the client is alive; reports are served by its own task meanwhile.
-                unsafe {
-                    sys::rd_kafka_flush(client.handle.ptr(), super::consumer::millis(timeout))
-                }
+                unsafe { sys::rd_kafka_flush(client.handle.ptr(), super::consumer::millis(left)) }
             });
-            let _ = tokio::time::timeout(timeout, flushed).await;
+            let _ = tokio::time::timeout(left, flushed).await;
+            // librdkafka knows nothing of messages that wait for their topic's metadata.
+            if self.unflushed() > 0 {
+                let left = until.saturating_duration_since(Instant::now());
+                let _ = tokio::time::timeout(left, self.room(mark)).await;
+            }
         }
-        self.unflushed()
     }
 
     /// Ends the client; what is still in flight is lost. For after [`flush`](Self::flush).

@@ -193,16 +193,24 @@ async fn accept(
             tracing::debug!(%error, %peer, "connection");
         }
         gateway.metrics.connections_accepted.inc();
+        // Counted here, before the next one is accepted: the limit holds for a burst, too.
+        let local = stream.local_addr().unwrap_or(gateway.addr);
+        let info = gateway.clients.add(peer, local);
         // A stream belongs to the runtime it was made in: hand over the plain socket.
-        let Ok(stream) = stream.into_std() else { continue };
-        if let Some(thread) = threads.get(next % threads.len()) {
-            let gateway = gateway.clone();
-            thread.spawn(async move {
-                match TcpStream::from_std(stream) {
-                    Ok(stream) => connection::run(stream, peer, gateway).await,
-                    Err(error) => tracing::warn!(%error, %peer, "connection"),
-                }
-            });
+        match (stream.into_std(), threads.get(next % threads.len())) {
+            (Ok(stream), Some(thread)) => {
+                let gateway = gateway.clone();
+                thread.spawn(async move {
+                    match TcpStream::from_std(stream) {
+                        Ok(stream) => connection::run(stream, info, gateway).await,
+                        Err(error) => {
+                            tracing::warn!(%error, %peer, "connection");
+                            gateway.clients.remove(&info);
+                        }
+                    }
+                });
+            }
+            _ => gateway.clients.remove(&info),
         }
         next = next.wrapping_add(1);
     }

@@ -2,7 +2,6 @@
 
 use std::future::{Future, pending};
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -39,10 +38,9 @@ const LINGER: std::time::Duration = std::time::Duration::from_millis(500);
 /// How often a connection whose read-ahead is full looks whether its peer has gone.
 const HANG_UP_CHECK: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Serves a connection to its end.
-pub async fn run(stream: TcpStream, peer: SocketAddr, gateway: Arc<Gateway>) {
-    let local = stream.local_addr().unwrap_or(gateway.addr);
-    let info = gateway.clients.add(peer, local);
+/// Serves a connection, registered as `info`, to its end.
+pub async fn run(stream: TcpStream, info: Arc<ClientInfo>, gateway: Arc<Gateway>) {
+    let peer = info.addr;
     gateway.metrics.connections.inc();
     let limits = FrameLimits {
         bulk_bytes_max: gateway.config.bulk_bytes_max,

@@ -144,6 +144,11 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
     let (key, count) = match args {
         [_, key] => (*key, None),
         [_, key, count] => match integer(count).and_then(|count| usize::try_from(count).ok()) {
+            // Nothing is asked for, so nothing is taken, as in Redis.
+            Some(0) => {
+                out.array(0);
+                return Outcome::Done;
+            }
             Some(count) => (*key, Some(count)),
             None => {
                 out.error("ERR value is out of range, must be positive");

@@ -1,0 +1,109 @@
+//! Every metric moves.
+
+use std::collections::BTreeSet;
+
+use crate::support::kafka::{Code, HEARTBEAT, OFFSET_COMMIT, PRODUCE};
+use crate::support::{Kafka, Karrow, Reply, eventually};
+
+/// The names in the source, so that a new metric has to be moved here.
+fn names() -> BTreeSet<String> {
+    let source = include_str!("../src/metrics.rs");
+    let names = source.split('"').filter(|text| {
+        text.starts_with("karrow_") && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+    });
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_metric_moves() {
+    let kafka = Kafka::with(&[("t", 1), ("p", 1), ("stuck", 1)]);
+    kafka.put_all("t", 0, ["one", "three", "five"]);
+    let karrow = Karrow::with(&kafka, &["--max-clients", "6"], |_| {});
+    let before = karrow.metrics();
+    let mut moved = BTreeSet::new();
+    let mut look = || {
+        for (name, value) in karrow.metrics() {
+            if before.get(&name).copied().unwrap_or(0.0) != value {
+                moved.insert(name.split('{').next().expect("a name").to_owned());
+            }
+        }
+    };
+    let metric = |name: &str| karrow.metric(name);
+    let labelled = |name: &str, labels: &str| karrow.metric(&format!("{name}{{{labels}}}"));
+
+    let mut client = karrow.named("g:n");
+    assert_eq!(metric("karrow_connections"), 1.0);
+    let message = client.say("BLPOP topics:t 30").message().expect("a message");
+    assert_eq!(message.text(), "one");
+    client.say("BLPOP topics:t 30");
+    assert_eq!(labelled("karrow_consumed_messages_total", "topic=\"t\""), 2.0);
+    assert_eq!(labelled("karrow_consumed_bytes_total", "topic=\"t\""), 8.0);
+    let lag = "group=\"g\",partition=\"0\",topic=\"t\"";
+    eventually("the lag", || (labelled("karrow_consumer_lag_messages", lag) == 3.0).then_some(()));
+    assert_eq!(labelled("karrow_sessions", "state=\"live\""), 1.0);
+    assert_eq!(labelled("karrow_rebalances_total", "kind=\"assigned\""), 1.0);
+    assert!(metric("karrow_kafka_clients") >= 1.0);
+    client.say("RPUSH acks t:0:0");
+    client.say("RPUSH acks t:0:0");
+    client.say("RPUSH acks t:0:9");
+    for outcome in ["moved", "repeated", "refused"] {
+        assert_eq!(labelled("karrow_acks_total", &format!("outcome=\"{outcome}\"")), 1.0);
+    }
+    assert_eq!(labelled("karrow_consumer_lag_messages", lag), 2.0);
+    look();
+    karrow.await_metric("karrow_commits_total{outcome=\"ok\"}", |count| count >= 1.0);
+    kafka.fail(OFFSET_COMMIT, &[Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
+    client.say("RPUSH acks t:0:1");
+    karrow.await_metric("karrow_commits_total{outcome=\"error\"}", |count| count >= 1.0);
+
+    assert_eq!(client.call(&["RPUSH", "topics:p", "four", "sixsix"]).int(), 2);
+    assert_eq!(labelled("karrow_produced_messages_total", "topic=\"p\""), 2.0);
+    assert_eq!(labelled("karrow_produced_bytes_total", "topic=\"p\""), 10.0);
+    assert_eq!(labelled("karrow_deliveries_total", "outcome=\"stored\",topic=\"p\""), 2.0);
+    kafka.fail(PRODUCE, &[Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
+    client.say("RPUSH topics:p refused");
+    assert_eq!(labelled("karrow_deliveries_total", "outcome=\"failed\",topic=\"p\""), 1.0);
+    kafka.set_leader("stuck", 0, None);
+    client.say("RPUSHX topics:stuck x");
+    assert_eq!(metric("karrow_producer_unflushed_messages"), 1.0);
+
+    let mut other = karrow.named("g2:n");
+    assert!(other.say("BLPOP topics:never 0.5").is_null());
+    karrow.await_metric("karrow_missing_topics{topic=\"never\"}", |count| count == 1.0);
+    let command = |name: &str, outcome: &str| {
+        labelled("karrow_commands_total", &format!("command=\"{name}\",outcome=\"{outcome}\""))
+    };
+    other.say("NOSUCH");
+    other.say("PING");
+    other.say("PING a b");
+    assert_eq!((command("ping", "ok"), command("ping", "error")), (1.0, 1.0));
+    assert_eq!((command("unknown", "error"), command("blpop", "ok")), (1.0, 3.0));
+    assert!(metric("karrow_received_bytes_total") > 200.0);
+    assert!(metric("karrow_sent_bytes_total") > 100.0);
+    // A session that lost its consumer has none until its next pop.
+    kafka.fail(HEARTBEAT, &[Code::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID; 2]);
+    karrow.await_metric("karrow_sessions{state=\"dormant\"}", |count| count >= 1.0);
+    look();
+
+    let mut crowd: Vec<_> = (0..6).map(|_| karrow.connect()).collect();
+    let mut refused = 0;
+    for client in &mut crowd {
+        client.raw_unless_closed(b"PING\r\n");
+        if matches!(client.try_reply(), Some(Reply::Error(_)) | None) {
+            refused += 1;
+        }
+    }
+    assert!(refused >= 1);
+    let reason = "reason=\"clients_max\"";
+    assert_eq!(labelled("karrow_connections_refused_total", reason), f64::from(refused));
+    look();
+    drop(crowd);
+    client.say("QUIT");
+    other.say("QUIT");
+    karrow.await_metric("karrow_connections", |count| count == 0.0);
+    karrow.await_metric("karrow_sessions{state=\"live\"}", |count| count == 0.0);
+    assert_eq!(labelled("karrow_consumer_lag_messages", lag), 0.0, "gone with its session");
+    look();
+    let still: Vec<String> = names().difference(&moved).cloned().collect();
+    assert!(still.is_empty(), "these never moved: {still:?}");
+}

@@ -1,0 +1,125 @@
+//! The end: everybody gets an answer, what was acked is committed, what was produced is stored.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Kafka, Karrow, eventually};
+
+#[track_caller]
+fn offset(client: &mut Client) -> i64 {
+    client.say("BLPOP topics:t 30").message().expect("a message").offset
+}
+
+#[test]
+fn a_graceful_stop_answers_commits_and_flushes() {
+    let kafka = Kafka::with(&[("t", 1), ("p", 1)]);
+    kafka.put_all("t", 0, ["0", "1", "2"]);
+    let mut karrow = Karrow::with(&kafka, &["--shutdown-grace", "20s"], |config| {
+        // Only the end commits, and only the end stops lingering.
+        config.kafka.consumer.insert("auto.commit.interval.ms".into(), "3600000".into());
+        config.kafka.producer.insert("linger.ms".into(), "600000".into());
+        config.kafka.producer.insert("message.timeout.ms".into(), "900000".into());
+    });
+    let mut acked = karrow.named("g:acked");
+    for expect in 0..2 {
+        assert_eq!(offset(&mut acked), expect);
+    }
+    assert_eq!(acked.say("RPUSH acks last").int(), 1);
+    let mut blocked = karrow.named("g2:blocked");
+    for _ in 0..3 {
+        offset(&mut blocked);
+    }
+    blocked.raw(b"BLPOP topics:t 0\r\nPING\r\nLPOP topics:t\r\n");
+    karrow.await_blocked("g2:blocked");
+    let mut producer = karrow.connect();
+    assert_eq!(producer.say("RPUSHX topics:p x").int(), 1);
+    // Its reply waits for the brokers, which wait for the linger.
+    producer.raw(b"RPUSH topics:p y\r\n");
+    eventually("both to be on their way", || {
+        (karrow.metric("karrow_producer_unflushed_messages") == 2.0).then_some(())
+    });
+    let mut idle = karrow.connect();
+    idle.say("PING");
+    let addr = karrow.resp_addr();
+
+    let start = Instant::now();
+    let stopped = karrow.stop();
+    assert_eq!(blocked.reply().error(), "CONS Server shutdown");
+    // What was said before is answered; nothing new is consumed.
+    assert_eq!(blocked.reply().to_string(), "+PONG");
+    assert_eq!(blocked.reply().error(), "CONS Server shutdown");
+    assert!(blocked.is_closed());
+    assert!(idle.is_closed());
+    assert!(acked.is_closed());
+    assert_eq!(producer.reply().int(), 1);
+    assert!(producer.is_closed());
+    stopped.join().expect("no panic");
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    assert_eq!(kafka.committed("g", "t", 0), Some(2));
+    assert_eq!(kafka.committed("g2", "t", 0), None);
+    assert_eq!(kafka.values("p", 0), [b"x", b"y"]);
+    assert!(std::net::TcpStream::connect_timeout(&addr, Duration::from_secs(1)).is_err());
+}
+
+#[test]
+fn the_grace_ends_a_stop_that_cannot_finish() {
+    let kafka = Kafka::with(&[("stuck", 1)]);
+    kafka.set_leader("stuck", 0, None);
+    let mut karrow = Karrow::with(&kafka, &["--shutdown-grace", "1s"], |_| {});
+    let mut client = karrow.connect();
+    client.start("RPUSHX topics:stuck x");
+    assert_eq!(client.reply().int(), 1);
+    // Somebody who never reads, and somebody whose reply never comes.
+    client.start("RPUSH topics:stuck y");
+    let start = Instant::now();
+    karrow.stop().join().expect("no panic");
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(10), "a grace of 1 s took {took:?}");
+}
+
+/// The same as a process, by its signal.
+#[test]
+fn sigterm_is_a_graceful_stop() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put("t", 0, "0");
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("librdkafka.json");
+    let json =
+        r#"{"consumer": {"auto.commit.interval.ms": 3600000, "heartbeat.interval.ms": 100}}"#;
+    std::fs::write(&file, json).expect("written");
+    let mut process = Command::new(env!("CARGO_BIN_EXE_karrow"))
+        .args(["serve", "--port", "0", "--http-port", "off", "--brokers", &kafka.servers(), "-c"])
+        .arg(&file)
+        .env_clear()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("karrow starts");
+    let mut out = BufReader::new(process.stdout.take().expect("a pipe"));
+    let addr = loop {
+        let mut line = String::new();
+        assert!(out.read_line(&mut line).expect("a line") > 0, "no banner");
+        if let Some(addr) = line.trim().strip_prefix("Redis") {
+            break addr.trim().parse().expect("an address");
+        }
+    };
+    let mut client = Client::connect(addr);
+    client.say("CLIENT SETNAME g:n");
+    assert_eq!(offset(&mut client), 0);
+    assert_eq!(client.say("RPUSH acks last").int(), 1);
+    client.start("BLPOP topics:t 0");
+    let mut other = Client::connect(addr);
+    eventually("the pop to block", || {
+        other.say("CLIENT LIST").text().contains(" flags=b ").then_some(())
+    });
+    let pid = libc::pid_t::try_from(process.id()).expect("a pid");
+    // SAFETY: a signal to our own child.
+    unsafe { libc::kill(pid, libc::SIGTERM) };
+    assert_eq!(client.reply().error(), "CONS Server shutdown");
+    assert!(client.is_closed());
+    let status = process.wait().expect("it ends");
+    assert_eq!(status.code(), Some(0));
+    out.read_to_string(&mut String::new()).expect("the rest of the banner");
+    assert_eq!(kafka.committed("g", "t", 0), Some(1));
+}

@@ -11,6 +11,9 @@ use rdkafka_sys as sys;
 
 use super::DEADLINE;
 
+/// What a message says, as Kafka has it.
+pub type KeyAndValue = (Option<Vec<u8>>, Option<Vec<u8>>);
+
 pub use rdkafka_sys::rd_kafka_resp_err_t as Code;
 
 /// Numbers of Kafka's requests.
@@ -250,7 +253,7 @@ impl Kafka {
 
     /// Keys and values of everything that a partition holds.
     #[track_caller]
-    pub fn records(&self, topic: &str, partition: i32) -> Vec<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+    pub fn records(&self, topic: &str, partition: i32) -> Vec<KeyAndValue> {
         use rdkafka::message::Message;
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.servers)

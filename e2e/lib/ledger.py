@@ -7,7 +7,7 @@ processed exactly when karrow delivered again all that was unacked. Beside that,
 * the value is the one that the broker has at this partition and offset;
 * no message of the partition is skipped: its offset is at most the first one that was never delivered;
 * a message whose ack karrow has accepted does not come again, except where `may_come_again` allows it
-  (kill -9 within the commit interval).
+  (kill -9 within the commit interval) or `lapse` does (a broker that gives a member up while it lives).
 """
 import random
 import re
@@ -29,6 +29,7 @@ class Ledger:
         self.frontier = {partition: 0 if start == "earliest" else None for partition in range(partitions)}
         self.processed, self.accepted = set(), {}  # accepted: (partition, offset) -> when the ack's answer came
         self.deliveries = self.redelivered_unacked = self.redelivered_acked = 0
+        self.lapse = 0.0            # an ack may be forgotten for so many seconds: its member was given up unheard
         self.faults = []            # times (from, to): acks accepted in between may have been forgotten
         self.wrong = []
 
@@ -65,7 +66,8 @@ class Ledger:
             if place in self.accepted:
                 self.redelivered_acked += 1
                 when = self.accepted[place]
-                if not any(start <= when <= end for start, end in self.faults):
+                forgivable = time.monotonic() - when <= self.lapse
+                if not forgivable and not any(start <= when <= end for start, end in self.faults):
                     nearest = min((abs(when - start) for start, _ in self.faults), default=None)
                     near = "" if nearest is None else f", {nearest:.2f} s from the nearest window of grace"
                     self._complain(f"{who} got {place} again, although its ack was accepted"

@@ -33,7 +33,7 @@ fn keys_and_values_arrive_as_they_were_said() {
         assert_eq!(client.call(command).int(), *expect, "{}", command[1].escape_ascii());
     }
     assert_eq!(client.say("DUMP 30000").int(), 0);
-    let expect: Vec<(Option<&[u8]>, Option<&[u8]>)> = vec![
+    let expect: [(Option<&[u8]>, Option<&[u8]>); 9] = [
         (None, Some(b"one")),
         (Some(b"key"), Some(b"two")),
         (Some(b"key"), Some(b"three")),

@@ -250,7 +250,7 @@ impl Kafka {
 
     /// Keys and values of everything that a partition holds.
     #[track_caller]
-    pub fn records(&self, topic: &str, partition: i32) -> Vec<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+    pub fn records(&self, topic: &str, partition: i32) -> Vec<KeyAndValue> {
         use rdkafka::message::Message;
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.servers)
@@ -271,6 +271,9 @@ impl Kafka {
         found
     }
 }
+
+/// Of a message.
+pub type KeyAndValue = (Option<Vec<u8>>, Option<Vec<u8>>);
 
 /// What `group` has committed at the Kafka at `servers`.
 #[track_caller]

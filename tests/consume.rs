@@ -437,6 +437,13 @@ fn a_blocked_pop_notices_the_end_of_its_connection() {
     client.raw(&request(&["ECHO", &"x".repeat(2 << 20)]));
     drop(client);
     free(&karrow);
+    // One that ended only its writing: nobody who waits for a message does that.
+    let mut client = karrow.named("g:n");
+    client.start("BLPOP topics:t 0");
+    karrow.await_blocked("g:n");
+    client.end_writing();
+    assert!(client.is_closed());
+    free(&karrow);
     // CLIENT KILL.
     let mut client = karrow.named("g:n");
     let id = client.say("CLIENT ID").int().to_string();
@@ -585,4 +592,66 @@ fn a_drain_of_a_hundred_times_the_prefetch_is_complete() {
     // librdkafka's own back-off of a second for each full queue would take minutes.
     assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
     eventually("the end", || client.call(&["LPOP", key]).is_null().then_some(()));
+}
+
+#[test]
+fn a_client_that_does_not_read_can_be_killed() {
+    let kafka = Kafka::with(&[("big", 4)]);
+    for partition in 0..4 {
+        kafka.put_all("big", partition, (0..40).map(|_| vec![b'x'; 100_000]));
+    }
+    let karrow = Karrow::start(&kafka);
+    let mut client = karrow.named("g:n");
+    let id = client.say("CLIENT ID").int().to_string();
+    for _ in 0..160 {
+        client.start("BLPOP topics:big 30");
+    }
+    karrow.await_metric("karrow_consumed_messages_total{topic=\"big\"}", |count| count >= 10.0);
+    assert_eq!(karrow.connect().call(&["CLIENT", "KILL", "ID", &id]).int(), 1);
+    karrow.await_metric("karrow_connections", |count| count == 0.0);
+    let mut next = karrow.named("g:n");
+    assert_eq!(pop(&mut next, "topics:big").offset, 0, "nothing was acked");
+}
+
+#[test]
+fn a_broker_that_goes_and_comes_is_no_error() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put_all("t", 0, ["0", "1"]);
+    let karrow = Karrow::start(&kafka);
+    let mut client = karrow.named("g:n");
+    assert_eq!(pop_text(&mut client, "topics:t"), "0");
+    assert_eq!(pop_text(&mut client, "topics:t"), "1");
+    assert_eq!(client.say("RPUSH acks t:0:0").int(), 1);
+    kafka.set_up(false);
+    assert!(client.say("BLPOP topics:t 2").is_null());
+    kafka.set_up(true);
+    kafka.put("t", 0, "2");
+    // The group may have missed the member, then what was not acked comes again.
+    let mut text = pop_text(&mut client, "topics:t");
+    while text == "1" {
+        text = pop_text(&mut client, "topics:t");
+    }
+    assert_eq!(text, "2");
+    assert_eq!(client.say("RPUSH acks last").int(), 1);
+    eventually("the commit", || (kafka.committed("g", "t", 0) == Some(3)).then_some(()));
+}
+
+#[test]
+fn replies_larger_than_the_output_limit_pass_one_by_one() {
+    let kafka = Kafka::with(&[("big", 1)]);
+    kafka.put_all("big", 0, (0..20).map(|index| vec![b'a' + index; 200_000]));
+    let karrow = Karrow::with(&kafka, &["--output-limit", "1KiB"], |_| {});
+    let mut client = karrow.named("g:n");
+    for _ in 0..10 {
+        client.start("BLPOP topics:big 30");
+    }
+    for offset in 0..10 {
+        let message = client.reply().message().expect("a message");
+        assert_eq!(message.offset, offset);
+        assert_eq!(message.value.expect("a value"), vec![b'a' + offset as u8; 200_000]);
+    }
+    // An array of what is ready ends at the limit, after at least one.
+    let reply = client.say("LPOP topics:big 100");
+    assert_eq!(reply.array().len(), 1);
+    assert_eq!(client.say("RPUSH acks last").int(), 1);
 }

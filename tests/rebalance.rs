@@ -188,7 +188,7 @@ fn twenty_members_come_and_go_under_kip_848() {
 }
 
 /// On the embedded broker, because the mock cluster refuses the commits of a revocation under this protocol
-/// (it takes none while members join, as real brokers do).
+/// (it takes none while members join; real brokers take them).
 #[cfg(feature = "embedded-broker")]
 #[test]
 fn members_come_and_go_under_the_eager_protocol() {

@@ -66,16 +66,34 @@ fn a_graceful_stop_answers_commits_and_flushes() {
 fn the_grace_ends_a_stop_that_cannot_finish() {
     let kafka = Kafka::with(&[("stuck", 1)]);
     kafka.set_leader("stuck", 0, None);
-    let mut karrow = Karrow::with(&kafka, &["--shutdown-grace", "1s"], |_| {});
+    let mut karrow = Karrow::with(&kafka, &["--shutdown-grace", "3s"], |_| {});
     let mut client = karrow.connect();
     client.start("RPUSHX topics:stuck x");
     assert_eq!(client.reply().int(), 1);
-    // Somebody who never reads, and somebody whose reply never comes.
+    // Its reply never comes.
     client.start("RPUSH topics:stuck y");
     let start = Instant::now();
-    karrow.stop().join().expect("no panic");
+    let stopped = karrow.stop();
+    eventually("/readyz to say so", || {
+        (karrow.get("/readyz") == (503, "shutting down\n".to_owned())).then_some(())
+    });
+    stopped.join().expect("no panic");
     let took = start.elapsed();
-    assert!(took < Duration::from_secs(10), "a grace of 1 s took {took:?}");
+    assert!(took < Duration::from_secs(12), "a grace of 3 s took {took:?}");
+}
+
+/// What RPUSHX answered 1 for is stored, although its topic was still being looked up when the stop came.
+#[test]
+fn a_stop_waits_for_messages_whose_topic_is_being_looked_up() {
+    let kafka = Kafka::with(&[("p", 1), ("first", 1)]);
+    let mut karrow = Karrow::start(&kafka);
+    let mut client = karrow.connect();
+    assert_eq!(client.say("RPUSH topics:first x").int(), 1);
+    kafka.delay(Duration::from_millis(200));
+    assert_eq!(client.say("RPUSHX topics:p x").int(), 1);
+    karrow.stop().join().expect("no panic");
+    kafka.delay(Duration::ZERO);
+    assert_eq!(kafka.values("p", 0), [b"x"]);
 }
 
 /// The same as a process, by its signal.

@@ -275,6 +275,9 @@ impl Kafka {
     }
 }
 
+/// Of a message.
+pub type KeyAndValue = (Option<Vec<u8>>, Option<Vec<u8>>);
+
 /// What `group` has committed at the Kafka at `servers`.
 #[track_caller]
 pub fn committed(servers: &str, group: &str, topic: &str, partition: i32) -> Option<i64> {

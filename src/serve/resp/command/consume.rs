@@ -184,14 +184,15 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
         (None, Some(_)) => out.null_array(),
         (Some(mut record), None) => deliver(client, &mut record, out, None),
         (Some(record), Some(count)) => {
+            let size = |record: &Record| {
+                record.payload().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len) + 64
+            };
+            let mut bytes = size(&record);
             let mut records = vec![record];
-            let mut bytes = 0;
             // What is ready, up to what one reply may hold.
             while records.len() < count && bytes < client.gateway.config.output_bytes_max {
                 let Next::Record(record) = next(client, &keys) else { break };
-                bytes += record.payload().map_or(0, <[u8]>::len)
-                    + record.key().map_or(0, <[u8]>::len)
-                    + 64;
+                bytes += size(&record);
                 records.push(record);
             }
             out.array(records.len());

@@ -128,8 +128,7 @@ impl GroupConsumer {
             .check("subscribe")?;
         let records = Arc::new(records);
         let queue = RecordQueue { queue: records.clone() };
-        let reads_uncommitted =
-            options.options.get("isolation.level").is_some_and(|level| level == "read_uncommitted");
+        let reads_uncommitted = options.reads_uncommitted;
         Ok((Self { handle, events, records, reads_uncommitted }, queue))
     }
 

@@ -1,5 +1,5 @@
 //! Safe owners of librdkafka's raw objects: client handle, queue, partition list, event. All `unsafe` that the
-//! hot paths need is here and in `consumer.rs`, `producer.rs`, `metadata.rs`.
+//! hot paths need is here and in `consumer.rs`, `producer.rs`, `topics.rs`.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};

@@ -23,9 +23,6 @@ pub const OWNED: &[(&str, &str)] = &[
     ("fetch.queue.backoff.ms", "5"),
 ];
 
-/// Options that name the consumer; karrow sets them from the client's name.
-pub const IDENTITY: &[&str] = &["group.id", "client.id"];
-
 /// What the file may change: karrow's defaults where they are not librdkafka's.
 const DEFAULTS: &[(&str, &str)] = &[
     ("auto.offset.reset", "earliest"),
@@ -45,6 +42,9 @@ const DEFAULTS: &[(&str, &str)] = &[
 
 /// Largest prefetch or fetch size a client may ask for, in bytes.
 const FETCH_BYTES_MAX: i64 = 64 << 20;
+
+/// Longest value that a client may give. Kafka's strings have 16-bit lengths, which librdkafka does not check.
+const VALUE_BYTES_MAX: usize = 249;
 
 /// What a client may set in its key's JSON, each with its largest number. Everything else could load code
 /// (`plugin.library.paths`) or send the file's secrets elsewhere (`bootstrap.servers`).
@@ -84,6 +84,8 @@ pub struct ConsumerOptions {
     pub options: KafkaOptions,
     /// `max.poll.interval.ms`: a client silent for this long leaves the group.
     pub max_poll_interval: Duration,
+    /// `isolation.level=read_uncommitted`: the end of a partition is not its stable end.
+    pub reads_uncommitted: bool,
     /// `auto.commit.interval.ms`: acks are committed after at most this long.
     pub commit_interval: Duration,
     /// `session.timeout.ms`: bounds how long a name's next owner waits for the old consumer to leave.
@@ -123,15 +125,24 @@ impl ConsumerOptions {
         for (name, value) in OWNED {
             options.insert((*name).to_owned(), (*value).to_owned());
         }
+        let is = |options: &KafkaOptions, name: &str, values: &[&str]| {
+            options
+                .get(name)
+                .is_some_and(|value| values.iter().any(|known| value.eq_ignore_ascii_case(known)))
+        };
+        let starts_at_end = is(&options, "auto.offset.reset", &["latest", "end", "largest"]);
+        if starts_at_end {
+            // The session gives each partition its start as a number. What is left for librdkafka is a position that
+            // the topic's retention has passed: the end would skip what is still there and was never acked.
+            options.insert("auto.offset.reset".to_owned(), "earliest".to_owned());
+        }
         options.insert("group.id".to_owned(), group.to_owned());
         options.insert("client.id".to_owned(), client_id.to_owned());
 
-        let starts_at_end = options
-            .get("auto.offset.reset")
-            .is_some_and(|reset| ["latest", "end", "largest"].contains(&reset.as_str()));
         Ok(Self {
             max_poll_interval: millis(&options, "max.poll.interval.ms", 300_000)?,
             commit_interval: millis(&options, "auto.commit.interval.ms", 1_000)?,
+            reads_uncommitted: is(&options, "isolation.level", &["read_uncommitted"]),
             session_timeout: millis(&options, "session.timeout.ms", 45_000)?,
             starts_at_end,
             options,
@@ -180,10 +191,23 @@ fn allowed_value(name: &str, value: &Value) -> Result<String> {
             )));
         }
     };
-    if let Some(max) = max
-        && text.parse::<i64>().is_ok_and(|number| number > *max)
-    {
-        return Err(Error::invalid(format!("option `{name}` may be at most {max}, got {text}")));
+    if text.len() > VALUE_BYTES_MAX {
+        return Err(Error::invalid(format!(
+            "option `{name}` may have at most {VALUE_BYTES_MAX} bytes, got {}",
+            text.len()
+        )));
+    }
+    if let Some(max) = max {
+        // librdkafka also takes other bases, which would pass a cap unseen.
+        match text.parse::<i64>() {
+            Ok(number) if number <= *max => {}
+            _ => {
+                return Err(Error::invalid(format!(
+                    "option `{name}` wants a number of at most {max}, got '{}'",
+                    text.escape_debug()
+                )));
+            }
+        }
     }
     Ok(text)
 }
@@ -213,6 +237,12 @@ mod tests {
             merge(&[("auto.offset.reset", "latest"), ("session.timeout.ms", "6000")], "{}")
                 .unwrap();
         assert!(merged.starts_at_end);
+        let merged_upper = merge(&[], r#"{"auto.offset.reset":"LATEST"}"#).unwrap();
+        assert!(merged_upper.starts_at_end);
+        assert_eq!(
+            merged_upper.options["auto.offset.reset"], "earliest",
+            "retention must not skip"
+        );
         assert_eq!(merged.session_timeout, Duration::from_secs(6));
         let merged =
             merge(&[("auto.offset.reset", "latest")], r#"{"auto.offset.reset":"earliest"}"#)
@@ -238,6 +268,7 @@ mod tests {
             (r#"{"fetch.max.bytes":99999999999}"#, "fetch.max.bytes"),
             (r#"{"auto.offset.reset":["earliest"]}"#, "auto.offset.reset"),
             (r#"{"max.poll.interval.ms":"soon"}"#, "max.poll.interval.ms"),
+            (r#"{"queued.max.messages.kbytes":"0x1ffff0"}"#, "queued.max.messages.kbytes"),
         ] {
             let error = merge(&[], asked).expect_err(asked);
             assert!(error.message().contains(named), "{error}");

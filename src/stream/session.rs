@@ -24,6 +24,9 @@ use crate::metrics::Metrics;
 /// Deadline of one request while the start of a partition is looked up.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Longest name, in bytes. Kafka's strings have 16-bit lengths, which librdkafka does not check.
+const NAME_BYTES_MAX: usize = 1024;
+
 /// How often an LPOP that waits asks again whether the end was reached.
 const END_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -47,6 +50,12 @@ impl SessionName {
     /// rafka's texts: no colon, or no group in front of it.
     pub fn parse(full: &str) -> Result<Self> {
         let group_len = full.find(':').ok_or_else(|| Error::invalid("Cannot parse group.id"))?;
+        if full.len() > NAME_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "Cannot parse group.id: the name has {} bytes, more than {NAME_BYTES_MAX}",
+                full.len()
+            )));
+        }
         if group_len == 0 {
             return Err(Error::invalid(
                 "Failed to register Consumer (attr: `group.id` is missing)",
@@ -237,16 +246,18 @@ impl Session {
                 .unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, error.to_string())));
             match started {
                 Ok(Some((consumer, known))) => session.serve(consumer, known).await,
-                Ok(None) => {}
+                Ok(None) => {
+                    session.running.send_replace(false);
+                }
                 Err(error) => {
                     let mut state = session.state.lock();
                     if state.phase == Phase::Joining {
                         state.phase = Phase::Dormant;
                         state.refused = Some(error);
                     }
+                    session.running.send_replace(false);
                 }
             }
-            session.running.send_replace(false);
             session.ready.notify_one();
         });
     }
@@ -440,19 +451,32 @@ impl Session {
                 Some(_) => {}
             }
         }
-        let mut moved = Vec::new();
+        // Several acks of one partition are one after the other, so each counts that moves what was moved before.
+        let mut moved: Vec<(usize, i64)> = Vec::new();
         for ack in acks {
             let Some(index) = state.find(&ack.topic, ack.partition) else { continue };
-            let Some(assigned) = state.partitions.get_mut(index) else { continue };
-            if let Some(next) = assigned.position.advance(ack.offset) {
-                assigned.position.acked = Some(next);
-                moved.push(Partition::new(assigned.topic.clone(), ack.partition, Some(next)));
+            let Some(assigned) = state.partitions.get(index) else { continue };
+            let mut position = assigned.position;
+            let before = moved.iter().rev().find(|(of, _)| *of == index);
+            position.acked = before.map(|(_, next)| *next).or(position.acked);
+            if let Some(next) = position.advance(ack.offset) {
+                moved.push((index, next));
             }
         }
+        let positions = moved.iter().filter_map(|(index, next)| {
+            let assigned = state.partitions.get(*index)?;
+            Some(Partition::new(assigned.topic.clone(), assigned.partition, Some(*next)))
+        });
+        let positions: Vec<Partition> = positions.collect();
         if let Some(consumer) = &state.consumer
-            && !moved.is_empty()
+            && !positions.is_empty()
         {
-            consumer.store(&moved)?;
+            consumer.store(&positions)?;
+        }
+        for (index, next) in &moved {
+            if let Some(assigned) = state.partitions.get_mut(*index) {
+                assigned.position.acked = Some(*next);
+            }
         }
         if !moved.is_empty() && state.uncommitted_since.is_none() {
             state.uncommitted_since = Some(Instant::now());
@@ -509,15 +533,14 @@ impl Session {
         let tick = (max_poll / 8).clamp(Duration::from_millis(20), Duration::from_secs(30));
         let mut last_seen = Instant::now();
         let end = loop {
-            let mut fatal = None;
-            while let Some(event) = consumer.next_event() {
-                if let Some(error) = self.handle(&consumer, known.as_deref(), event).await {
-                    fatal = Some(error);
-                    break;
-                }
+            let mut end = None;
+            while end.is_none()
+                && let Some(event) = consumer.next_event()
+            {
+                end = self.handle(&consumer, known.as_deref(), event).await;
             }
-            if let Some(error) = fatal {
-                break End::Fatal(error);
+            if let Some(end) = end {
+                break end;
             }
             let patience = self.watch_commit(&consumer).map_or(tick, |due| due.min(tick));
             tokio::select! {
@@ -552,7 +575,7 @@ impl Session {
             state.phase = Phase::Dormant;
         }
         match end {
-            End::Closed => {}
+            End::Closed | End::Rejoin => {}
             End::Silent => {
                 tracing::info!(name = %self.name.full, "a silent client has left its group");
             }
@@ -562,15 +585,17 @@ impl Session {
             }
         }
         state.consumer = None;
+        // Under the lock: whoever finds the session dormant may let it join again, which sets this anew.
+        self.running.send_replace(false);
     }
 
-    /// Returns the error after which the consumer is of no use.
+    /// Returns why the consumer is of no use any more, if so.
     async fn handle(
         &self,
         consumer: &Arc<GroupConsumer>,
         known: Option<&[Option<i32>]>,
         event: ConsumerEvent,
-    ) -> Option<Error> {
+    ) -> Option<End> {
         let name = &self.name.full;
         match event {
             ConsumerEvent::Assigned(partitions) => {
@@ -578,12 +603,16 @@ impl Session {
                 let partitions = match known {
                     None => partitions,
                     Some(known) => match self.with_starts(consumer, known, partitions).await {
-                        Ok(partitions) => partitions,
-                        Err(error) => return Some(error),
+                        Ok(Some(partitions)) => partitions,
+                        Ok(None) => return Some(End::Rejoin),
+                        Err(error) => return Some(End::Fatal(error)),
                     },
                 };
                 tracing::debug!(%name, ?partitions, "assigned");
-                self.assign(consumer, &partitions);
+                if let Err(error) = self.assign(consumer, &partitions) {
+                    tracing::warn!(%name, %error, "assign");
+                    return Some(End::Rejoin);
+                }
             }
             ConsumerEvent::Revoked { partitions, lost } => {
                 let kind = if lost { "lost" } else { "revoked" };
@@ -616,7 +645,7 @@ impl Session {
                     self.ready.notify_one();
                 }
             }
-            ConsumerEvent::Fatal(error) => return Some(error),
+            ConsumerEvent::Fatal(error) => return Some(End::Fatal(error)),
         }
         None
     }
@@ -679,10 +708,10 @@ impl Session {
         }
     }
 
-    fn assign(&self, consumer: &GroupConsumer, partitions: &[Partition]) {
+    fn assign(&self, consumer: &GroupConsumer, partitions: &[Partition]) -> Result<()> {
         let mut state = self.state.lock();
         if state.queue.is_none() {
-            return; // Closing; the task is told next.
+            return Ok(()); // Closing; the task is told next.
         }
         for partition in partitions {
             let topic = &*partition.topic;
@@ -700,24 +729,23 @@ impl Session {
         }
         state.is_settled = true;
         // Under the lock, so that no message comes from a partition that is not in the table.
-        if let Err(error) = consumer.assign(partitions) {
-            tracing::warn!(name = %self.name.full, %error, "assign");
-            state.revoke(partitions);
-        }
+        consumer.assign(partitions)?;
         drop(state);
         self.ready.notify_one();
+        Ok(())
     }
 
     /// Gives each of `partitions` that the group has no commit for a start, and commits it: with
-    /// `auto.offset.reset=latest` a restart before the first ack would else pass over what came meanwhile.
+    /// `auto.offset.reset=latest` a restart before the first ack would else pass over what came meanwhile. `None` if
+    /// the group has moved on: these partitions may not be offered again, so the consumer has to start over.
     async fn with_starts(
         &self,
         consumer: &Arc<GroupConsumer>,
         known: &[Option<i32>],
         partitions: Vec<Partition>,
-    ) -> Result<Vec<Partition>> {
+    ) -> Result<Option<Vec<Partition>>> {
         if partitions.is_empty() {
-            return Ok(partitions);
+            return Ok(Some(partitions));
         }
         let began = Instant::now();
         loop {
@@ -730,9 +758,8 @@ impl Session {
                     Err(CommitError::Failed(Error::new(ErrorKind::Internal, error.to_string())))
                 });
             match resolved {
-                Ok(partitions) => return Ok(partitions),
-                // Nothing is ours then; the rebalance that follows says what is.
-                Err(CommitError::GroupMovedOn) => return Ok(Vec::new()),
+                Ok(partitions) => return Ok(Some(partitions)),
+                Err(CommitError::GroupMovedOn) => return Ok(None),
                 Err(CommitError::Failed(error)) => {
                     tracing::warn!(name = %self.name.full, %error, "cannot tell where to start");
                     if *self.closing.borrow() || began.elapsed() > RESOLVE_PATIENCE {
@@ -751,6 +778,8 @@ type Started = (Arc<GroupConsumer>, Option<Vec<Option<i32>>>);
 enum End {
     Closed,
     Silent,
+    /// The next pop, or the one that waits, starts a new consumer.
+    Rejoin,
     Fatal(Error),
 }
 
@@ -806,7 +835,13 @@ impl State {
     fn deliver(&mut self, record: &Record) -> bool {
         let Some(index) = self.find(record.topic(), record.partition()) else { return false };
         let Some(assigned) = self.partitions.get_mut(index) else { return false };
-        assigned.position.delivered = Some(record.offset() + 1);
+        let next = record.offset() + 1;
+        if assigned.position.delivered.is_some_and(|delivered| next < delivered) {
+            // Offsets began anew: the topic was made again under the same name.
+            assigned.position = Position { start: Some(record.offset()), ..Position::default() };
+            assigned.committed = None;
+        }
+        assigned.position.delivered = Some(next);
         assigned.consumed.0.inc();
         assigned.consumed.1.inc_by(record.payload().map_or(0, <[u8]>::len) as u64);
         true

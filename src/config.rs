@@ -14,6 +14,7 @@ mod librdkafka;
 pub mod units;
 
 use flags::{Host, HttpPort, LogFormat, ServeFlags, Settings};
+pub use librdkafka::OWNED as OWNED_CONSUMER_OPTIONS;
 use units::{ByteSize, Span};
 
 /// Everything `karrow serve` needs, after flags, environment and files are merged and checked.

@@ -196,7 +196,7 @@ fn rafkas_file_is_taken_as_it_is() {
             "consumer": {
                 "go.events.channel.enable": false, "session.timeout.ms": "7000",
                 "enable.auto.commit": true, "enable.auto.offset.store": "false",
-                "enable.partition.eof": false, "group.id": "g", "auto.commit.interval.ms": 1e4
+                "enable.partition.eof": true, "group.id": "g", "auto.commit.interval.ms": 1e4
             },
             "producer": {"go.delivery.reports": true, "linger.ms": 0.5}
         }"#,
@@ -219,7 +219,7 @@ fn rafkas_file_is_taken_as_it_is() {
         "consumer.go.events.channel.enable is ignored",
         "producer.go.delivery.reports is ignored",
         "client.id=me is ignored for consumers",
-        "enable.partition.eof=false is ignored",
+        "enable.partition.eof=true is ignored",
         "group.id=g is ignored",
     ] {
         let of_it = warnings.iter().filter(|warning| warning.contains(expected)).count();

@@ -26,7 +26,7 @@ fn check(karrow: &Karrow, what: &str, script: &[(&str, &str)]) {
 
 const HELLO_3: &str = r#"{"id": ID, "mode": "standalone", "modules": [], "proto": :3, "role": "master", "server": "karrow", "version": "7.4.0"}"#;
 const HELLO_2: &str = r#"["server", "karrow", "version", "7.4.0", "proto", :2, "id", ID, "mode", "standalone", "role", "master", "modules", []]"#;
-const NO_MAINT: &str = "-ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT LIST.";
+const NO_MAINT: &str = "-ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.";
 const OK: &str = "+OK";
 /// As rafka answers SETNAME.
 const NAMED: &str = "\"OK\"";
@@ -72,7 +72,7 @@ fn every_client_gets_through_its_handshake() {
                 ("client setname orders:go", NAMED),
                 (
                     "client maint_notifications on",
-                    "-ERR unknown subcommand 'maint_notifications'. Try CLIENT LIST.",
+                    "-ERR unknown subcommand 'maint_notifications'. Try CLIENT HELP.",
                 ),
                 ("client setinfo LIB-NAME go-redis(,go1.25)", OK),
                 ("client setinfo LIB-VER 9.17.0", OK),
@@ -296,12 +296,12 @@ fn plain_commands_answer_as_rediss_do() {
                 "CLIENT SETINFO lib-name",
                 "-ERR wrong number of arguments for 'client|setinfo' command",
             ),
-            ("CLIENT NOSUCH", "-ERR unknown subcommand 'NOSUCH'. Try CLIENT LIST."),
+            ("CLIENT NOSUCH", "-ERR unknown subcommand 'NOSUCH'. Try CLIENT HELP."),
             (
                 "CONFIG SET a b",
                 "-ERR unknown subcommand 'SET': karrow is configured by its flags and files",
             ),
-            ("COMMAND NOSUCH", "-ERR unknown subcommand 'nosuch'. Try COMMAND DOCS."),
+            ("COMMAND NOSUCH", "-ERR unknown subcommand 'nosuch'. Try COMMAND HELP."),
             ("MONITOR now", "-ERR command 'monitor' does not accept any extra arguments"),
         ],
     );

@@ -33,7 +33,8 @@ fn keys_and_values_arrive_as_they_were_said() {
         assert_eq!(client.call(command).int(), *expect, "{}", command[1].escape_ascii());
     }
     assert_eq!(client.say("DUMP 30000").int(), 0);
-    let expect: [(Option<&[u8]>, Option<&[u8]>); 9] = [
+    type KeyAndValue<'a> = (Option<&'a [u8]>, Option<&'a [u8]>);
+    let expect: [KeyAndValue<'_>; 9] = [
         (None, Some(b"one")),
         (Some(b"key"), Some(b"two")),
         (Some(b"key"), Some(b"three")),

@@ -14,14 +14,20 @@ use crate::error::{Error, Result};
 use super::file::read;
 use super::{KafkaConfig, KafkaOptions, Warning};
 
-/// What karrow decides itself. A file may repeat our value; another one is dropped with a warning.
-const OWNED: [(&str, Option<&str>); 6] = [
-    ("client.id", None),
-    ("enable.auto.commit", Some("true")),
-    ("enable.auto.offset.store", Some("false")),
-    ("enable.partition.eof", Some("true")),
-    ("fetch.queue.backoff.ms", None),
+/// Consumer options that karrow sets, because its promises rest on them; `None`: it sets them for each consumer. A file
+/// may repeat our value; another one is dropped with a warning.
+pub const OWNED: [(&str, Option<&str>); 6] = [
     ("group.id", None),
+    ("client.id", None),
+    // Only acks move the position...
+    ("enable.auto.offset.store", Some("false")),
+    // ...and librdkafka commits them, at `auto.commit.interval.ms` and when a partition or the session goes.
+    ("enable.auto.commit", Some("true")),
+    // librdkafka's batch call takes an end-of-partition event for a message and moves the position past it, where a
+    // partition that is kept over a cooperative rebalance then resumes. Ends are asked for instead.
+    ("enable.partition.eof", Some("false")),
+    // A full prefetch queue sleeps this long; librdkafka's own second makes a drain 50 times slower.
+    ("fetch.queue.backoff.ms", Some("5")),
 ];
 
 /// Names that mean another option. Keeping both would leave it to chance which one wins.

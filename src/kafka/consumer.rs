@@ -90,7 +90,11 @@ impl RecordQueue {
         };
         let count = usize::try_from(count).unwrap_or(0);
         out.extend(
-            messages.iter().take(count).filter_map(|message| NonNull::new(*message)).map(fetched),
+            messages
+                .iter()
+                .take(count)
+                .filter_map(|message| NonNull::new(*message))
+                .map(|message| fetched(message, self.queue.client())),
         );
     }
 }
@@ -381,8 +385,7 @@ impl GroupConsumer {
         (KafkaCode(code).is_ok() && high >= 0).then_some((low, high))
     }
 
-    /// Commits what is stored and leaves the group; gives up waiting after `deadline`. Blocks. Every
-    /// [`Record`] of this consumer must have been dropped. Returns how its last commits went.
+    /// Commits what is stored and leaves the group; gives up waiting after `deadline`. Blocks. Returns how its last commits went.
     pub fn close(&self, deadline: Duration) -> Vec<Result<Vec<Partition>>> {
         let until = Instant::now() + deadline;
         let mut commits = Vec::new();
@@ -420,12 +423,12 @@ impl GroupConsumer {
     }
 }
 
-fn fetched(message: NonNull<sys::rd_kafka_message_t>) -> Fetched {
+fn fetched(message: NonNull<sys::rd_kafka_message_t>, client: &Arc<Handle>) -> Fetched {
     // SAFETY: librdkafka returned the message to us, alive.
     let raw = unsafe { message.as_ref() };
     if KafkaCode(raw.err).is_ok() {
         // SAFETY: ours, without an error.
-        return Fetched::Record(unsafe { Record::own(message) });
+        return Fetched::Record(unsafe { Record::own(message, client) });
     }
     let code = KafkaCode(raw.err);
     // SAFETY: the message is alive; its error text is copied.

@@ -193,7 +193,7 @@ pub(super) struct Queue {
     // Boxed twice because the callback gets a thin pointer.
     wake: Option<Box<Wake>>,
     /// Outlives the queue.
-    _handle: Arc<Handle>,
+    handle: Arc<Handle>,
 }
 
 // SAFETY: librdkafka's queues lock themselves.
@@ -231,7 +231,7 @@ impl Queue {
     fn own(handle: &Arc<Handle>, queue: *mut sys::rd_kafka_queue_t) -> Result<Self> {
         let queue = NonNull::new(queue)
             .ok_or_else(|| Error::new(ErrorKind::Internal, "librdkafka has no such queue"))?;
-        Ok(Self { queue, wake: None, _handle: handle.clone() })
+        Ok(Self { queue, wake: None, handle: handle.clone() })
     }
 
     /// Calls `wake` whenever the queue stops being empty, and once now: what came before does so no more. It must be
@@ -261,6 +261,11 @@ impl Queue {
         // SAFETY: the queue is alive.
         NonNull::new(unsafe { sys::rd_kafka_queue_poll(self.queue.as_ptr(), timeout_ms) })
             .map(Event)
+    }
+
+    /// The client whose queue it is.
+    pub(super) fn client(&self) -> &Arc<Handle> {
+        &self.handle
     }
 
     pub(super) fn ptr(&self) -> *mut sys::rd_kafka_queue_t {

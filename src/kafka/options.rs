@@ -6,22 +6,8 @@ use serde_json::{Map, Value};
 
 use super::native::{ClientKind, Handle};
 use super::producer::producer_options;
-use crate::config::{KafkaConfig, KafkaOptions};
+use crate::config::{KafkaConfig, KafkaOptions, OWNED_CONSUMER_OPTIONS};
 use crate::error::{Error, Result};
-
-/// Options that karrow sets, because its promises rest on them; a file's other values are dropped with a
-/// warning.
-pub const OWNED: &[(&str, &str)] = &[
-    // Only acks move the position...
-    ("enable.auto.offset.store", "false"),
-    // ...and librdkafka commits them, at `auto.commit.interval.ms` and when a partition or the session goes.
-    ("enable.auto.commit", "true"),
-    // librdkafka's batch call takes an end-of-partition event for a message and moves the position past it, where a
-    // partition that is kept over a cooperative rebalance then resumes. Ends are asked for instead.
-    ("enable.partition.eof", "false"),
-    // A full prefetch queue sleeps this long; librdkafka's own second makes a drain 50 times slower.
-    ("fetch.queue.backoff.ms", "5"),
-];
 
 /// What the file may change: karrow's defaults where they are not librdkafka's.
 const DEFAULTS: &[(&str, &str)] = &[
@@ -122,8 +108,10 @@ impl ConsumerOptions {
                 options.remove(*name);
             }
         }
-        for (name, value) in OWNED {
-            options.insert((*name).to_owned(), (*value).to_owned());
+        for (name, value) in OWNED_CONSUMER_OPTIONS {
+            if let Some(value) = value {
+                options.insert(name.to_owned(), value.to_owned());
+            }
         }
         let is = |options: &KafkaOptions, name: &str, values: &[&str]| {
             options

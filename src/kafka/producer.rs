@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use prometheus::IntCounter;
 use rdkafka_sys as sys;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::native::{ClientKind, Event, Handle, KafkaCode, Queue, c_string};
 use super::topics::{self, TopicInfo};
@@ -35,6 +35,12 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_millis(350);
 
 /// How often a topic is asked for that the broker may be creating.
 const LOOKUP_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How many topics are asked for at once; each takes a thread of the pool that sessions need too.
+const LOOKUPS_MAX: usize = 8;
+
+/// Failures of one topic are logged at most this often; the counters have them all.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A topic that was missing is looked up again after this long.
 const MISSING_RETRY: Duration = Duration::from_secs(1);
@@ -188,8 +194,9 @@ pub struct Producer {
 }
 
 /// What outlives a fatal error.
-#[derive(Default)]
 struct Shared {
+    /// For asking for topics.
+    lookups: Semaphore,
     stats: Stats,
     /// Over all connections.
     unflushed: AtomicUsize,
@@ -199,6 +206,19 @@ struct Shared {
 }
 
 impl Shared {
+    fn mark(&self) -> RoomMark {
+        RoomMark(self.changes.load(Ordering::Acquire))
+    }
+
+    /// Waits until something has changed since `mark`.
+    async fn room(&self, mark: RoomMark) {
+        let mut notified = std::pin::pin!(self.room.notified());
+        notified.as_mut().enable();
+        if self.changes.load(Ordering::Acquire) == mark.0 {
+            notified.await;
+        }
+    }
+
     fn changed(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
         self.room.notify_waiters();
@@ -238,6 +258,8 @@ struct Topic {
     state: Mutex<TopicState>,
     bytes: AtomicUsize,
     counters: TopicCounters,
+    /// When a failure was logged last.
+    logged: Mutex<Option<Instant>>,
     client: Arc<Client>,
 }
 
@@ -272,6 +294,17 @@ struct Waiting {
     payload: Option<Box<[u8]>>,
 }
 
+impl Topic {
+    /// Logs that messages were not stored, at most once a second.
+    fn log_failure(&self, code: KafkaCode, messages: usize) {
+        let mut logged = self.logged.lock();
+        if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+            *logged = Some(Instant::now());
+            tracing::warn!(topic = %self.name, error = code.text(), messages, "not stored");
+        }
+    }
+}
+
 impl Drop for Topic {
     fn drop(&mut self) {
         // SAFETY: owned; the client outlives it.
@@ -293,7 +326,13 @@ impl Producer {
             limits,
             runtime,
             metrics,
-            shared: Arc::default(),
+            shared: Arc::new(Shared {
+                lookups: Semaphore::new(LOOKUPS_MAX),
+                stats: Stats::default(),
+                unflushed: AtomicUsize::new(0),
+                changes: AtomicU64::new(0),
+                room: Notify::new(),
+            }),
             current: RwLock::new(None),
         }
     }
@@ -350,6 +389,7 @@ impl Producer {
                 stored: self.metrics.deliveries.with_label_values(&[name, "stored"]),
                 failed: self.metrics.deliveries.with_label_values(&[name, "failed"]),
             },
+            logged: Mutex::new(None),
             client: client.clone(),
         });
         topics.insert(name.into(), topic.clone());
@@ -412,21 +452,17 @@ impl Producer {
                 set_missing(topic);
                 return SendError::Failed(missing(&topic.name));
             }
-            SendError::Failed(code.into_error(format_args!("topic '{}'", topic.name)))
+            SendError::Failed(failure(code, &topic.name))
         })
     }
 
     /// Waits until something has changed since `mark`, so that a send may be tried again.
     pub async fn room(&self, mark: RoomMark) {
-        let mut notified = std::pin::pin!(self.shared.room.notified());
-        notified.as_mut().enable();
-        if self.shared.changes.load(Ordering::Acquire) == mark.0 {
-            notified.await;
-        }
+        self.shared.room(mark).await;
     }
 
     fn mark(&self) -> RoomMark {
-        RoomMark(self.shared.changes.load(Ordering::Acquire))
+        self.shared.mark()
     }
 
     /// Waits until `account` has nothing in flight, at most for `timeout`; returns what is left.
@@ -564,33 +600,54 @@ impl Producer {
     fn ask(&self, topic: &Arc<Topic>, patience: Duration) {
         let (topic, shared) = (topic.clone(), self.shared.clone());
         self.runtime.spawn(async move {
-            let found = look_up(&topic, patience).await;
-            let mut state = topic.state.lock();
-            let waiting = match std::mem::replace(&mut *state, TopicState::Ready) {
-                TopicState::Asking(waiting) => waiting,
-                _ => Vec::new(),
+            let found = {
+                // The semaphore is never closed.
+                let _permit = shared.lookups.acquire().await;
+                look_up(&topic, patience).await
             };
-            if !found {
-                *state = TopicState::Missing(Instant::now());
-            }
-            // Under the lock, so that what comes later stays behind what waited.
-            for message in waiting {
-                let outcome = if found {
-                    hand_over(&message.lane, message.key.as_deref(), message.payload.as_deref())
-                        .map_err(|code| code.into_error(format_args!("topic '{}'", topic.name)))
-                } else {
-                    Err(missing(&topic.name))
-                };
-                if let Err(error) = outcome {
-                    let size = message_size(message.key.as_deref(), message.payload.as_deref());
-                    settle(&shared, &message.lane, 1, size, Some(error));
+            loop {
+                let mark = shared.mark();
+                if settle_waiting(&shared, &topic, found) {
+                    break;
                 }
+                shared.room(mark).await;
             }
-            topic.ready.store(found, Ordering::Release);
-            drop(state);
             shared.changed();
         });
     }
+}
+
+/// Hands over, or fails, what waited for the topic's metadata, and sets its state; `false` if librdkafka's queue is
+/// full before all is done.
+fn settle_waiting(shared: &Shared, topic: &Arc<Topic>, found: bool) -> bool {
+    // Under the lock all the time, so that what comes later stays behind what waited.
+    let mut state = topic.state.lock();
+    let mut waiting = match &mut *state {
+        TopicState::Asking(waiting) => std::mem::take(waiting).into_iter(),
+        _ => Vec::new().into_iter(),
+    };
+    while let Some(message) = waiting.next() {
+        let outcome = if found {
+            hand_over(&message.lane, message.key.as_deref(), message.payload.as_deref())
+        } else {
+            Err(KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))
+        };
+        let Err(code) = outcome else { continue };
+        if code.0 == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL {
+            *state = TopicState::Asking(std::iter::once(message).chain(waiting).collect());
+            return false;
+        }
+        let size = message_size(message.key.as_deref(), message.payload.as_deref());
+        settle(shared, &message.lane, 1, size, Some(failure(code, &topic.name)));
+    }
+    *state = if found { TopicState::Ready } else { TopicState::Missing(Instant::now()) };
+    topic.ready.store(found, Ordering::Release);
+    true
+}
+
+/// Kafka's words first, as rafka's clients know them, then the object.
+fn failure(code: KafkaCode, topic: &str) -> Error {
+    Error::new(code.kind(), format!("{}: '{topic}'", code.text()))
 }
 
 /// Whether the topic exists, or may exist. A broker may create it when a producer asks for it
@@ -723,11 +780,11 @@ impl Run {
         // SAFETY: each message carried one reference, made by Arc::into_raw in `hand_over`.
         let lane = unsafe { Arc::from_raw(self.lane) };
         let error = (!self.code.is_ok()).then(|| {
-            tracing::warn!(topic = %lane.topic.name, error = self.code.text(), messages = self.count, "not stored");
+            lane.topic.log_failure(self.code, self.count);
             if self.code.kind() == ErrorKind::NotFound {
                 set_missing(&lane.topic);
             }
-            self.code.into_error(format_args!("topic '{}'", lane.topic.name))
+            failure(self.code, &lane.topic.name)
         });
         settle(shared, &lane, self.count, self.bytes, error);
         for _ in 1..self.count {
@@ -763,7 +820,7 @@ fn set_missing(topic: &Topic) {
 }
 
 fn missing(topic: &str) -> Error {
-    Error::new(ErrorKind::NotFound, format!("Broker: Unknown topic or partition: '{topic}'"))
+    failure(KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART), topic)
 }
 
 fn message_size(key: Option<&[u8]>, payload: Option<&[u8]>) -> usize {

@@ -2,13 +2,17 @@
 
 use std::ffi::{CStr, c_void};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use rdkafka_sys as sys;
 
-/// A consumed message. Its bytes stay where librdkafka received them until it is dropped, and it must be
-/// dropped before its consumer is closed.
+use super::native::Handle;
+
+/// A consumed message. Its bytes stay where librdkafka received them until it is dropped.
 pub struct Record {
     message: NonNull<sys::rd_kafka_message_t>,
+    /// Outlives the message, which refers to it: a record may be on its way to a client when its consumer is closed.
+    _client: Arc<Handle>,
 }
 
 // SAFETY: a message is plain memory with atomic reference counts behind it; nothing else writes to it.
@@ -18,9 +22,12 @@ unsafe impl Sync for Record {}
 
 impl Record {
     /// # Safety
-    /// `message` was returned by librdkafka to be destroyed by us, and has no error.
-    pub(super) unsafe fn own(message: NonNull<sys::rd_kafka_message_t>) -> Self {
-        Self { message }
+    /// `message` was returned by `client` to be destroyed by us, and has no error.
+    pub(super) unsafe fn own(
+        message: NonNull<sys::rd_kafka_message_t>,
+        client: &Arc<Handle>,
+    ) -> Self {
+        Self { message, _client: client.clone() }
     }
 
     fn raw(&self) -> &sys::rd_kafka_message_t {

@@ -26,7 +26,7 @@ use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
 use crate::stream::registry::Registry;
 
-/// A peer that vanished without a word is noticed after about this long.
+/// A silent peer is asked whether it lives after this long, and given up after three questions.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// What every connection shares.
@@ -218,7 +218,8 @@ async fn accept(
 
 fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3);
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 6).with_retries(3);
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 

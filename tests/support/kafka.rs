@@ -11,9 +11,6 @@ use rdkafka_sys as sys;
 
 use super::DEADLINE;
 
-/// What a message says, as Kafka has it.
-pub type KeyAndValue = (Option<Vec<u8>>, Option<Vec<u8>>);
-
 pub use rdkafka_sys::rd_kafka_resp_err_t as Code;
 
 /// Numbers of Kafka's requests.

@@ -13,6 +13,9 @@ use tokio::sync::Notify;
 /// Lines a monitoring client may lag behind before it is disconnected.
 const MONITOR_BYTES_MAX: usize = 4 << 20;
 
+/// Bytes of one argument that MONITOR shows.
+const MONITOR_ARG_BYTES_MAX: usize = 1024;
+
 /// All open connections by their id.
 #[derive(Default)]
 pub struct Clients {
@@ -135,6 +138,13 @@ impl Clients {
         }
     }
 
+    /// Closes every connection, whatever it still owes.
+    pub fn kill_all(&self) {
+        for client in self.open.lock().values() {
+            client.kill();
+        }
+    }
+
     /// Makes `info` see all commands from now on.
     pub fn monitor(&self, info: &ClientInfo) {
         if info.monitor.lock().replace(Vec::new()).is_none() {
@@ -243,10 +253,14 @@ fn monitor_line(from: &ClientInfo, args: &[&[u8]]) -> String {
             }
             false
         };
+        let shown = arg.get(..MONITOR_ARG_BYTES_MAX).unwrap_or(arg);
         if hide {
             line.push_str(" \"(redacted)\"");
         } else {
-            let _ = write!(line, " \"{}\"", arg.escape_ascii());
+            let _ = write!(line, " \"{}\"", shown.escape_ascii());
+        }
+        if shown.len() < arg.len() {
+            let _ = write!(line, "... ({} more bytes)", arg.len() - shown.len());
         }
     }
     line.push_str("\r\n");

@@ -56,9 +56,19 @@ pub enum Outcome {
     Ticket(Arc<Ticket>),
     /// Nothing is written. When the future ends, or the deadline passes, the command runs again and finds
     /// [`Client::resumed`] set.
-    Wait(Pin<Box<dyn Future<Output = ()> + Send>>, Option<Instant>),
+    Wait(Wait),
     /// The reply is this future's.
     Run(Pin<Box<dyn Future<Output = Value> + Send>>),
+}
+
+/// What a command waits for.
+pub struct Wait {
+    /// Ends when it is worth to run the command again.
+    pub until: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// When the command gives up; `None` is never.
+    pub deadline: Option<Instant>,
+    /// It waits for a message, which nobody is to be given whose peer has gone.
+    pub pops: bool,
 }
 
 /// What a command that waited finds when it runs again.
@@ -86,6 +96,8 @@ pub struct Client {
     lease: Option<Lease>,
     /// The key of the last pop and what it says.
     subscription: Option<consume::Subscription>,
+    /// An error that the next pop has to answer.
+    postponed: Option<String>,
     /// What the last reply delivered, for `RPUSH acks last`.
     last_delivered: Vec<Ack>,
     /// What it has in flight.
@@ -106,6 +118,7 @@ impl Client {
             info,
             lease: None,
             subscription: None,
+            postponed: None,
             last_delivered: Vec::new(),
             account: Arc::default(),
             lane: None,
@@ -143,29 +156,32 @@ impl Client {
 }
 
 /// Runs one command: looks it up, checks its arity, counts it.
-pub fn execute(
-    client: &mut Client,
-    args: &[&[u8]],
-    out: &mut Output,
-) -> (Outcome, Option<&'static Command>) {
-    let Some(name) = args.first() else { return (Outcome::Done, None) };
+pub fn execute(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
+    let Some(name) = args.first() else { return Outcome::Done };
     let Some((index, command)) = look_up(name) else {
         out.error(&unknown(name, &args[1..]));
         client.transaction.spoil();
         client.gateway.counters.unknown.inc();
         // Bytes of another protocol whose sender can be tricked into talking to us (as Redis does).
         let is_http = name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:");
-        return (if is_http { Outcome::Close } else { Outcome::Done }, None);
+        return if is_http { Outcome::Close } else { Outcome::Done };
     };
     let count = i32::try_from(args.len()).unwrap_or(i32::MAX);
     if (command.arity >= 0 && count != command.arity) || count < -command.arity {
         out.error(&format!("ERR wrong number of arguments for '{}' command", command.name));
         client.transaction.spoil();
         client.gateway.counters.count(index, false);
-        return (Outcome::Done, Some(command));
+        return Outcome::Done;
     }
     if command.pops && out.len() > client.gateway.config.output_bytes_max {
-        return (Outcome::Flush, Some(command));
+        return Outcome::Flush;
+    }
+    if client.transaction.queues(command.name) {
+        match client.transaction.queue(args, client.gateway.config.request_bytes_max) {
+            Ok(()) => out.simple("QUEUED"),
+            Err(why) => out.error(&why),
+        }
+        return Outcome::Done;
     }
     if client.resumed.is_none() {
         client.info.commands.fetch_add(1, Ordering::Relaxed);
@@ -173,11 +189,6 @@ pub fn execute(
         if client.gateway.clients.is_monitored() {
             client.gateway.clients.show(&client.info, args);
         }
-    }
-    if client.transaction.queues(command.name) {
-        client.transaction.queue(args);
-        out.simple("QUEUED");
-        return (Outcome::Done, Some(command));
     }
     let errors = out.errors();
     let outcome = (command.run)(client, args, out);
@@ -188,7 +199,7 @@ pub fn execute(
             client.gateway.counters.count(index, out.errors() == errors);
         }
     }
-    (outcome, Some(command))
+    outcome
 }
 
 fn look_up(name: &[u8]) -> Option<(usize, &'static Command)> {

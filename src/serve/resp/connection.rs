@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use super::Gateway;
 use super::clients::ClientInfo;
-use super::command::{Client, Outcome, execute};
+use super::command::{Client, Outcome, Wait, execute};
 use super::frame::{FrameLimits, Scanner};
 use super::reply::{Output, Value};
 
@@ -54,6 +54,7 @@ pub async fn run(stream: TcpStream, info: Arc<ClientInfo>, gateway: Arc<Gateway>
         client: Client::new(gateway.clone(), info.clone()),
         info: info.clone(),
         gateway: gateway.clone(),
+        ended: false,
     };
     if let Err(error) = connection.serve().await {
         tracing::debug!(%peer, %error, "connection");
@@ -72,6 +73,8 @@ struct Connection {
     client: Client,
     info: Arc<ClientInfo>,
     gateway: Arc<Gateway>,
+    /// The peer has closed its writing side.
+    ended: bool,
 }
 
 /// Why the execution of commands paused.
@@ -81,7 +84,7 @@ enum Step {
     /// Too much waits to be sent.
     Flush,
     /// A command waits, see [`Outcome::Wait`].
-    Wait(Pin<Box<dyn Future<Output = ()> + Send>>, Option<Instant>),
+    Wait(Wait),
     /// A command's reply is computed elsewhere.
     Run(Pin<Box<dyn Future<Output = Value> + Send>>),
     Close,
@@ -112,17 +115,19 @@ impl Connection {
                     }
                 }
                 Step::Close => return self.close().await,
-                Step::Wait(future, deadline) => match self.wait(future, deadline).await? {
-                    Woken::Done(()) | Woken::Stopping => {}
-                    Woken::TimedOut => {
-                        if let Some(resumed) = &mut self.client.resumed {
-                            resumed.timed_out = true;
+                Step::Wait(Wait { until, deadline, pops }) => {
+                    match self.wait(until, deadline, pops).await? {
+                        Woken::Done(()) | Woken::Stopping => {}
+                        Woken::TimedOut => {
+                            if let Some(resumed) = &mut self.client.resumed {
+                                resumed.timed_out = true;
+                            }
                         }
+                        Woken::Gone => return Ok(()),
                     }
-                    Woken::Gone => return Ok(()),
-                },
+                }
                 Step::Run(mut future) => loop {
-                    match self.wait(&mut future, None).await? {
+                    match self.wait(&mut future, None, false).await? {
                         Woken::Done(value) => {
                             self.out.value(&value);
                             break;
@@ -143,9 +148,9 @@ impl Connection {
             }
             if let Some(args) = self.client.next_of_exec() {
                 let borrowed: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-                let (outcome, _) = execute(&mut self.client, &borrowed, &mut self.out);
+                let outcome = execute(&mut self.client, &borrowed, &mut self.out);
                 let step = self.after(outcome);
-                if matches!(step, Some(Step::Wait(..) | Step::Flush)) {
+                if matches!(step, Some(Step::Wait(_) | Step::Flush)) {
                     self.client.repeat_of_exec(args);
                 }
                 match step {
@@ -161,8 +166,7 @@ impl Connection {
                     return Step::Close;
                 }
             };
-            let (outcome, _) =
-                execute(&mut self.client, &self.scanner.args(&self.input), &mut self.out);
+            let outcome = execute(&mut self.client, &self.scanner.args(&self.input), &mut self.out);
             let step = self.after(outcome);
             if !matches!(step, Some(Step::Wait(..) | Step::Flush)) {
                 self.input.advance(len);
@@ -190,7 +194,7 @@ impl Connection {
             }
             Outcome::Close => Some(Step::Close),
             Outcome::Flush => Some(Step::Flush),
-            Outcome::Wait(future, deadline) => Some(Step::Wait(future, deadline)),
+            Outcome::Wait(wait) => Some(Step::Wait(wait)),
             Outcome::Run(future) => Some(Step::Run(future)),
         }
     }
@@ -238,6 +242,11 @@ impl Connection {
             if self.is_over() {
                 return Ok(false);
             }
+            if self.ended {
+                // A peer that only closed its writing side still gets its replies.
+                self.flush(0).await?;
+                return Ok(false);
+            }
             if self.gateway.is_stopping() {
                 self.close().await?;
                 return Ok(false);
@@ -255,9 +264,7 @@ impl Connection {
                     if count > 0 {
                         return Ok(true);
                     }
-                    // A peer that only closed its writing side still gets its replies.
-                    self.flush(0).await?;
-                    return Ok(false);
+                    self.ended = true;
                 }
                 () = self.info.attention.notified() => self.look_around()?,
                 writable = writer.writable(), if sending => {
@@ -272,6 +279,10 @@ impl Connection {
     /// the connection is over.
     async fn flush(&mut self, rest: usize) -> io::Result<bool> {
         loop {
+            if self.gateway.is_stopping() {
+                // The session commits and leaves while the peer may still be reading.
+                self.client.end_session();
+            }
             self.write()?;
             if self.out.is_empty() || (rest > 0 && self.out.len() <= rest) {
                 return Ok(true);
@@ -306,11 +317,13 @@ impl Connection {
         tokio::time::timeout(LINGER, rest).await.unwrap_or(Ok(()))
     }
 
-    /// Waits for `future`, sending replies and watching the peer meanwhile.
+    /// Waits for `future`, sending replies and watching the peer meanwhile. A pop ends when the peer ends its side, as
+    /// in Redis; anything else still gets its reply.
     async fn wait<T>(
         &mut self,
         mut future: impl Future<Output = T> + Unpin,
         deadline: Option<Instant>,
+        pops: bool,
     ) -> io::Result<Woken<T>> {
         let mut timeout = std::pin::pin!(async move {
             match deadline {
@@ -319,7 +332,7 @@ impl Connection {
             }
         });
         let was_stopping = self.gateway.is_stopping();
-        self.info.blocked.store(true, Ordering::Relaxed);
+        self.info.blocked.store(pops, Ordering::Relaxed);
         let woken = loop {
             self.write()?;
             if self.is_over() {
@@ -337,14 +350,17 @@ impl Connection {
                 done = &mut future => break Woken::Done(done),
                 () = self.info.attention.notified() => self.look_around()?,
                 () = &mut timeout => break Woken::TimedOut,
-                count = reader.read_buf(&mut self.input), if ahead => {
+                count = reader.read_buf(&mut self.input), if ahead && !self.ended => {
                     let count = count?;
                     self.received(count);
                     if count == 0 {
-                        break Woken::Gone;
+                        self.ended = true;
+                        if pops {
+                            break Woken::Gone;
+                        }
                     }
                 }
-                () = tokio::time::sleep(HANG_UP_CHECK), if !ahead => {
+                () = tokio::time::sleep(HANG_UP_CHECK), if !ahead && pops => {
                     if has_hung_up(&self.stream) {
                         break Woken::Gone;
                     }
@@ -358,9 +374,13 @@ impl Connection {
 
     /// Something was notified: replies are decided, lines of MONITOR came, or the gateway's state changed.
     fn look_around(&mut self) -> io::Result<()> {
-        let lines = self.info.monitored();
-        if !lines.is_empty() {
-            self.out.raw(&lines);
+        // The feed has a limit, beyond which a client that does not read is disconnected: do not empty it into a
+        // buffer that has none.
+        if self.out.len() <= self.gateway.config.output_bytes_max {
+            let lines = self.info.monitored();
+            if !lines.is_empty() {
+                self.out.raw(&lines);
+            }
         }
         self.write()
     }

@@ -8,6 +8,12 @@ use std::sync::Arc;
 
 use crate::kafka::producer::Ticket;
 
+/// Bytes that were sent are removed from the front of the buffer when there are this many.
+const COMPACT_BYTES: usize = 64 * 1024;
+
+/// What one reply that waits for Kafka is counted for, with its ticket and its place in the queue.
+const PENDING_BYTES: usize = 256;
+
 /// The protocol version of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
@@ -29,8 +35,6 @@ pub enum Value {
     Int(i64),
     /// A bulk string.
     Bulk(Vec<u8>),
-    /// The null of a single value.
-    Null,
     /// An array.
     Array(Vec<Value>),
 }
@@ -71,9 +75,9 @@ impl Output {
         self.errors
     }
 
-    /// Bytes that wait to be sent.
+    /// Bytes that wait to be sent, with what a reply that waits for Kafka costs.
     pub fn len(&self) -> usize {
-        self.ready.len() - self.written + self.pending_bytes
+        self.ready.len() - self.written + self.pending_bytes + self.pending.len() * PENDING_BYTES
     }
 
     /// Whether nothing waits: neither bytes nor replies.
@@ -84,11 +88,6 @@ impl Output {
     /// Whether a reply waits for Kafka.
     pub fn has_pending(&self) -> bool {
         !self.pending.is_empty()
-    }
-
-    /// How many replies wait for Kafka.
-    pub fn pending_count(&self) -> usize {
-        self.pending.len()
     }
 
     /// What can be sent now.
@@ -106,6 +105,10 @@ impl Output {
             if self.ready.capacity() > 256 * 1024 {
                 self.ready = Vec::new();
             }
+        } else if self.written > COMPACT_BYTES && self.written > self.ready.len() / 2 {
+            // A reader that never catches up must not make the buffer keep all that it has read.
+            self.ready.drain(..self.written);
+            self.written = 0;
         }
     }
 
@@ -243,7 +246,6 @@ impl Output {
             Value::Error(text) => self.error(text),
             Value::Int(value) => self.int(*value),
             Value::Bulk(value) => self.bulk(value),
-            Value::Null => self.null(),
             Value::Array(values) => {
                 self.array(values.len());
                 for value in values {

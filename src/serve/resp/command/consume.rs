@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value as Json, json};
 
-use super::{Client, Outcome, integer, text};
+use super::{Client, Outcome, Wait, integer, text};
 use crate::error::{Error, ErrorKind};
 use crate::kafka::record::Record;
 use crate::serve::resp::reply::Output;
@@ -191,7 +191,15 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
             let mut records = vec![record];
             // What is ready, up to what one reply may hold.
             while records.len() < count && bytes < client.gateway.config.output_bytes_max {
-                let Next::Record(record) = next(client, &keys) else { break };
+                let record = match next(client, &keys) {
+                    Next::Record(record) => record,
+                    Next::Nothing => break,
+                    Next::Error(why) => {
+                        // What was taken is answered first.
+                        client.postponed = Some(why);
+                        break;
+                    }
+                };
                 bytes += size(&record);
                 records.push(record);
             }
@@ -216,6 +224,9 @@ fn next(client: &mut Client, keys: &[&[u8]]) -> Next {
             }
             Err(why) => return Next::Error(why),
         }
+    }
+    if let Some(why) = client.postponed.take() {
+        return Next::Error(why);
     }
     if client.gateway.is_stopping() {
         return Next::Error("CONS Server shutdown".to_owned());
@@ -290,7 +301,8 @@ fn wait(client: &mut Client, deadline: Option<Instant>) -> Outcome {
     let Some(lease) = &client.lease else { return Outcome::Done };
     let session = lease.session().clone();
     client.resumed.get_or_insert_default().deadline = deadline;
-    Outcome::Wait(Box::pin(async move { session.wait().await }), deadline)
+    let until = Box::pin(async move { session.wait().await });
+    Outcome::Wait(Wait { until, deadline, pops: true })
 }
 
 /// Waits until the session may have a message, or the end of all its partitions is reached.
@@ -300,12 +312,10 @@ fn wait_or_end(client: &mut Client, deadline: Option<Instant>) -> Outcome {
     let resumed = client.resumed.get_or_insert_default();
     resumed.deadline = deadline;
     let at_end = resumed.at_end.clone();
-    Outcome::Wait(
-        Box::pin(async move {
-            at_end.store(session.wait_or_end().await, Ordering::Release);
-        }),
-        deadline,
-    )
+    let until = Box::pin(async move {
+        at_end.store(session.wait_or_end().await, Ordering::Release);
+    });
+    Outcome::Wait(Wait { until, deadline, pops: true })
 }
 
 /// Writes a message, and remembers it for `RPUSH acks last`. `keys` are those of a BLPOP, whose replies name

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::session::REDIS_VERSION;
 use super::{COMMANDS, Client, Command, Outcome, look_up, reply_from, text};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kafka::client_count;
 use crate::kafka::producer::Producer;
 use crate::serve::resp::reply::{Output, Value};
@@ -61,12 +61,21 @@ pub fn scan(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
 }
 
 async fn matching(producer: &Producer, pattern: &[u8]) -> Result<Vec<Value>> {
+    if pattern.len() > PATTERN_BYTES_MAX {
+        return Err(Error::invalid(format!(
+            "a pattern may have {PATTERN_BYTES_MAX} bytes, this one has {}",
+            pattern.len()
+        )));
+    }
     let topics = producer.topics().await?;
     let keys = topics.into_iter().map(|topic| format!("{PREFIX}{}", topic.name).into_bytes());
     Ok(keys.filter(|key| matches(pattern, key)).map(Value::Bulk).collect())
 }
 
-/// Redis's globs: `*`, `?`, `[a-z]`, `[^a]` and `\`. Linear in the key for each star.
+/// Longest pattern. Topics' names have 249 bytes; matching costs the product of both lengths at worst.
+const PATTERN_BYTES_MAX: usize = 1024;
+
+/// Redis's globs: `*`, `?`, `[a-z]`, `[^a]` and `\`.
 fn matches(pattern: &[u8], key: &[u8]) -> bool {
     let (mut at, mut from) = (0, 0);
     // Where the last star is, and how much of the key it has eaten.
@@ -213,7 +222,13 @@ pub fn del(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
 fn not_stats(args: &[&[u8]]) -> Option<String> {
     match args {
         [_, b"stats"] => None,
-        [_, other, ..] => Some(format!("ERR Expected key to be 'stats', got {}", text(other))),
+        [_, keys @ ..] if !keys.is_empty() => {
+            let other = keys.iter().find(|key| **key != b"stats").or(keys.last());
+            Some(format!(
+                "ERR Expected key to be 'stats', got {}",
+                text(other.copied().unwrap_or_default())
+            ))
+        }
         _ => Some("ERR Expected key to be 'stats'".to_owned()),
     }
 }
@@ -345,7 +360,7 @@ pub fn command(_: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
             }
         }
         Some(other) => {
-            out.error(&format!("ERR unknown subcommand '{}'. Try COMMAND DOCS.", text(other)))
+            out.error(&format!("ERR unknown subcommand '{}'. Try COMMAND HELP.", text(other)))
         }
     }
     Outcome::Done

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Client, Outcome, integer};
+use super::{Client, Outcome, Wait, integer};
 use crate::kafka::producer::{Lane, RoomMark, SendError, Ticket};
 use crate::serve::resp::reply::{Output, Value};
 use crate::stream::acks::parse_acks;
@@ -103,7 +103,8 @@ fn lane(client: &mut Client, topic: &str) -> crate::error::Result<Arc<Lane>> {
 fn room(client: &mut Client, mark: RoomMark) -> Outcome {
     client.resumed.get_or_insert_default();
     let producer = client.gateway.producer.clone();
-    Outcome::Wait(Box::pin(async move { producer.room(mark).await }), None)
+    let until = Box::pin(async move { producer.room(mark).await });
+    Outcome::Wait(Wait { until, deadline: None, pops: false })
 }
 
 fn ack(client: &mut Client, values: &[&[u8]], out: &mut Output) -> Outcome {

@@ -181,7 +181,7 @@ pub fn client(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome 
         }
         _ => {
             let name = args.get(1).copied().unwrap_or_default();
-            out.error(&format!("ERR unknown subcommand '{}'. Try CLIENT LIST.", text(name)));
+            out.error(&format!("ERR unknown subcommand '{}'. Try CLIENT HELP.", text(name)));
         }
     }
     Outcome::Done

@@ -4,13 +4,14 @@
 use super::{Client, Outcome, Queued};
 use crate::serve::resp::reply::Output;
 
-/// Commands that a transaction may hold; more is a client that forgot EXEC.
-const QUEUE_MAX: usize = 1 << 20;
+/// What a queued argument costs beside its bytes.
+const ARG_OVERHEAD_BYTES: usize = 48;
 
 /// What a connection has between MULTI and EXEC, and during EXEC.
 #[derive(Default)]
 pub struct Transaction {
     queued: Option<Queued>,
+    queued_bytes: usize,
     spoilt: bool,
     running: Queued,
     is_running: bool,
@@ -22,15 +23,22 @@ impl Transaction {
         self.queued.is_some() && !matches!(command, "multi" | "exec" | "discard" | "reset" | "quit")
     }
 
-    /// Queues a command.
-    pub fn queue(&mut self, args: &[&[u8]]) {
-        if let Some(queued) = &mut self.queued {
-            if queued.len() >= QUEUE_MAX {
-                self.spoilt = true;
-            } else {
-                queued.push_back(args.iter().map(|arg| arg.to_vec()).collect());
-            }
+    /// Queues a command, unless the transaction then holds more than `bytes_max`: it is forgotten then, and EXEC will
+    /// refuse.
+    ///
+    /// # Errors
+    /// Names the limit.
+    pub fn queue(&mut self, args: &[&[u8]], bytes_max: usize) -> Result<(), String> {
+        let Some(queued) = &mut self.queued else { return Ok(()) };
+        let bytes: usize = args.iter().map(|arg| arg.len() + ARG_OVERHEAD_BYTES).sum();
+        self.queued_bytes += bytes;
+        if self.queued_bytes > bytes_max {
+            queued.clear();
+            self.spoilt = true;
+            return Err(format!("ERR transaction of more than {bytes_max} bytes"));
         }
+        queued.push_back(args.iter().map(|arg| arg.to_vec()).collect());
+        Ok(())
     }
 
     /// A command could not be queued: EXEC will refuse.
@@ -61,6 +69,7 @@ pub fn multi(client: &mut Client, _: &[&[u8]], out: &mut Output) -> Outcome {
         out.error("ERR MULTI calls can not be nested");
     } else {
         client.transaction.queued = Some(Queued::new());
+        client.transaction.queued_bytes = 0;
         client.transaction.spoilt = false;
         out.simple("OK");
     }

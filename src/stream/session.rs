@@ -33,6 +33,12 @@ const END_INTERVAL: Duration = Duration::from_millis(250);
 /// Deadline of one request for ends.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often a consumer that leaves tries to commit while its group rebalances.
+const FAREWELL_TRIES: usize = 10;
+
+/// Time between these tries.
+const FAREWELL_INTERVAL: Duration = Duration::from_millis(100);
+
 /// How long the start of a partition may stay unknown before the consumer is given up.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -148,6 +154,8 @@ struct State {
     last: usize,
     /// When the oldest ack came that is not known to be committed.
     uncommitted_since: Option<Instant>,
+    /// What a closing consumer has still to commit.
+    farewell: Vec<Partition>,
     /// The group has said what is ours, and has not begun to say it anew.
     is_settled: bool,
     missing: BTreeSet<Arc<str>>,
@@ -560,13 +568,17 @@ impl Session {
     }
 
     async fn leave(&self, consumer: &Arc<GroupConsumer>, end: End) {
-        {
+        let farewell = {
             let mut state = self.state.lock();
-            // Every record goes before its consumer does.
             state.clear();
-        }
+            std::mem::take(&mut state.farewell)
+        };
         let (closed, deadline) = (consumer.clone(), self.options.session_timeout);
-        let closing = tokio::task::spawn_blocking(move || closed.close(deadline));
+        let closing = tokio::task::spawn_blocking(move || {
+            let mut commits = commit_before_leaving(&closed, farewell);
+            commits.extend(closed.close(deadline));
+            commits
+        });
         for committed in closing.await.unwrap_or_default() {
             self.committed(committed);
         }
@@ -658,14 +670,7 @@ impl Session {
         if waited < allowed {
             return Some(allowed - waited);
         }
-        let late: Vec<Partition> = state
-            .partitions
-            .iter()
-            .filter(|assigned| assigned.position.acked > assigned.committed)
-            .map(|assigned| {
-                Partition::new(assigned.topic.clone(), assigned.partition, assigned.position.acked)
-            })
-            .collect();
+        let late = state.uncommitted();
         if late.is_empty() {
             state.uncommitted_since = None;
             return None;
@@ -783,6 +788,25 @@ enum End {
     Fatal(Error),
 }
 
+/// Commits what closing would commit as well, but once only: a coordinator refuses commits for a moment while it
+/// completes a rebalance, and the acks would be lost.
+fn commit_before_leaving(
+    consumer: &GroupConsumer,
+    positions: Vec<Partition>,
+) -> Vec<Result<Vec<Partition>>> {
+    if positions.is_empty() {
+        return Vec::new();
+    }
+    for _ in 0..FAREWELL_TRIES {
+        match consumer.commit(&positions) {
+            Ok(()) => return vec![Ok(positions)],
+            Err(CommitError::GroupMovedOn) => std::thread::sleep(FAREWELL_INTERVAL),
+            Err(CommitError::Failed(error)) => return vec![Err(error)],
+        }
+    }
+    Vec::new()
+}
+
 fn resolve(
     consumer: &GroupConsumer,
     known: &[(Arc<str>, Option<i32>)],
@@ -858,7 +882,20 @@ impl State {
         });
     }
 
+    /// Positions that were acked and are not known to be committed.
+    fn uncommitted(&self) -> Vec<Partition> {
+        self.partitions
+            .iter()
+            .filter(|assigned| assigned.position.acked > assigned.committed)
+            .map(|assigned| {
+                Partition::new(assigned.topic.clone(), assigned.partition, assigned.position.acked)
+            })
+            .collect()
+    }
+
+    /// Drops every record, before the consumer goes; only what is left to commit stays.
     fn clear(&mut self) {
+        self.farewell.extend(self.uncommitted());
         self.buffer.clear();
         self.partitions.clear();
         self.queue = None;

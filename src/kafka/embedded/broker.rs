@@ -2,7 +2,8 @@
 //!
 //! Its own loop cannot tell the port it got for 0, and waits for its clients when told to stop. Our
 //! own answers: Fetch (`fetch.rs`), Produce (which wakes the fetches), DeleteTopics (`delete.rs`),
-//! what else tansu would panic at (`guard.rs`), InitProducerId (tansu panics when a producer renews its id) and Metadata (it creates no topics).
+//! what else tansu would panic at (`guard.rs`), InitProducerId (tansu panics when a producer renews
+//! its id) and Metadata (it creates no topics).
 //! DeleteRecords panics, describing groups fails and transactions cannot end in tansu 0.6, so this
 //! broker does not offer them: clients learn that from ApiVersions.
 

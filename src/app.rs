@@ -95,6 +95,7 @@ pub async fn start(mut config: Config) -> Result<Running> {
         registry: registry.clone(),
         producer: producer.clone(),
         stopping: AtomicBool::new(false),
+        broker: broker.as_ref().map(EmbeddedBroker::health),
     });
     if let Some(listener) = http_listener {
         let state = http.clone();

@@ -475,6 +475,101 @@ fn a_consumer_outlives_its_topic() {
     assert_eq!(next(&consumer), (0, b"2".to_vec()));
 }
 
+/// A producer that knows `topic` with three partitions, none of which may come back by itself.
+fn producer_of(broker: &Broker, topic: &str, idempotent: bool) -> TestProducer {
+    let producer: TestProducer = broker
+        .client()
+        .set("enable.idempotence", idempotent.to_string())
+        .set("allow.auto.create.topics", "false")
+        .set("message.timeout.ms", "4000")
+        .set("linger.ms", "0")
+        .create_with_context(Deliveries::default())
+        .unwrap();
+    for partition in 0..3 {
+        send_to(&producer, topic, partition);
+    }
+    flush(&producer);
+    producer
+}
+
+fn send_to(producer: &TestProducer, topic: &str, partition: i32) {
+    let record = BaseRecord::<'_, [u8], [u8]>::to(topic).partition(partition).payload(b"x");
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+}
+
+/// Until the client's metadata are those of the new topic.
+fn send_until_stored(producer: &TestProducer, topic: &str) {
+    eventually("a stored message", || {
+        send_to(producer, topic, 0);
+        producer.flush(DEADLINE).unwrap();
+        std::mem::take(&mut *producer.context().failed.lock().unwrap()).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn producing_to_what_is_gone_is_an_error_and_other_topics_go_on() {
+    let broker = Broker::start();
+    let admin = Admin::new(&broker.options(), DEADLINE).unwrap();
+    let delete = |topic| {
+        broker.runtime.block_on(admin.delete(&[topic])).unwrap()[0].as_ref().unwrap();
+    };
+    broker.create("other", 1);
+    for idempotent in [true, false] {
+        broker.create("gone", 3);
+        broker.create("smaller", 3);
+        let to_gone = producer_of(&broker, "gone", idempotent);
+        let to_smaller = producer_of(&broker, "smaller", idempotent);
+        delete("gone");
+        delete("smaller");
+        broker.create("smaller", 1);
+        for (producer, topic) in [(&to_gone, "gone"), (&to_smaller, "smaller")] {
+            // Their metadata is older than the deletion.
+            send_to(producer, topic, 2);
+            let failed = eventually("an error", || {
+                producer.poll(Duration::from_millis(20));
+                producer.context().failed.lock().unwrap().pop()
+            });
+            // librdkafka repeats what is unknown, until it gives up.
+            assert!(failed.contains("Unknown") || failed.contains("timed out"), "{failed}");
+            send(producer, "other", b"goes on");
+            flush(producer);
+        }
+        send_until_stored(&to_smaller, "smaller");
+        delete("smaller");
+    }
+    let consumer = broker.assigned("other", Offset::Beginning);
+    for offset in 0..4 {
+        assert_eq!(next(&consumer), (offset, b"goes on".to_vec()));
+    }
+    assert!(broker.broker.as_ref().unwrap().health().is_healthy());
+}
+
+#[test]
+fn an_auto_created_topic_comes_back_after_its_deletion() {
+    let broker = Broker::start();
+    let producer = broker.idempotent_producer();
+    let admin = Admin::new(&broker.options(), DEADLINE).unwrap();
+    for _ in 0..3 {
+        send_until_stored(&producer, "orders");
+        broker.runtime.block_on(admin.delete(&["orders"])).unwrap()[0].as_ref().unwrap();
+    }
+    send_until_stored(&producer, "orders");
+    let consumer = broker.assigned("orders", Offset::Beginning);
+    assert_eq!(next(&consumer), (0, b"x".to_vec()));
+}
+
+#[test]
+fn a_partition_asked_for_twice_is_answered() {
+    let broker = Broker::start();
+    broker.create("orders", 1);
+    let consumer = broker.consumer("readers");
+    let mut twice = TopicPartitionList::new();
+    twice.add_partition("orders", 0);
+    twice.add_partition("orders", 0);
+    let _ = consumer.committed_offsets(twice, DEADLINE).unwrap();
+    broker.create("more", 1);
+}
+
 #[test]
 fn it_says_in_one_line_why_it_does_not_start() {
     let broker = Broker::start();

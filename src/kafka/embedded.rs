@@ -9,11 +9,15 @@ mod broker;
 mod delete;
 #[cfg(feature = "embedded-broker")]
 mod fetch;
+#[cfg(feature = "embedded-broker")]
+mod guard;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind as IoErrorKind, Read, Seek, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -30,10 +34,28 @@ const THREADS: usize = 2;
 /// How long a stop waits for the storage to finish what it has accepted.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// Whether the broker's storage still works; clones tell the same. Once failed, it stays so.
+#[derive(Clone, Debug, Default)]
+pub struct BrokerHealth(Arc<AtomicBool>);
+
+impl BrokerHealth {
+    /// Whether the storage has never failed.
+    pub fn is_healthy(&self) -> bool {
+        !self.0.load(Ordering::Acquire)
+    }
+
+    /// Whether this is the first failure.
+    #[cfg_attr(not(feature = "embedded-broker"), allow(dead_code))]
+    fn fail(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+}
+
 /// A running broker. Dropping it stops it without waiting; [`shutdown`](Self::shutdown) waits.
 #[derive(Debug)]
 pub struct EmbeddedBroker {
     addr: SocketAddr,
+    health: BrokerHealth,
     stop: CancellationToken,
     serving: Option<JoinHandle<()>>,
     runtime: Option<Runtime>,
@@ -61,9 +83,11 @@ impl EmbeddedBroker {
             .build()
             .map_err(|error| internal(format!("embedded broker: cannot start threads: {error}")))?;
         let stop = CancellationToken::new();
-        let start = runtime.spawn(broker::start(dir, listener, stop.clone()));
+        let health = BrokerHealth::default();
+        let start = runtime.spawn(broker::start(dir, listener, stop.clone(), health.clone()));
         // From here on a failure drops `this`, and with it the runtime, without blocking.
-        let mut this = Self { addr, stop, serving: None, runtime: Some(runtime), _lock: lock };
+        let mut this =
+            Self { addr, health, stop, serving: None, runtime: Some(runtime), _lock: lock };
         let serve =
             start.await.map_err(|error| internal(format!("embedded broker: {error}")))??;
         this.serving = this.runtime.as_ref().map(|runtime| runtime.spawn(serve));
@@ -81,6 +105,11 @@ impl EmbeddedBroker {
     /// Where it listens; never port 0.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Tells whether its storage still works, also after it is gone.
+    pub fn health(&self) -> BrokerHealth {
+        self.health.clone()
     }
 
     /// Stops accepting, closes all connections, and returns once what was accepted is stored.

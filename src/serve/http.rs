@@ -12,6 +12,7 @@ use axum::routing::get;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::client_count;
+use crate::kafka::embedded::BrokerHealth;
 use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
 use crate::stream::registry::Registry;
@@ -26,6 +27,8 @@ pub struct HttpState {
     pub producer: Arc<Producer>,
     /// Whether the server is shutting down.
     pub stopping: AtomicBool,
+    /// The embedded broker's health, where there is one.
+    pub broker: Option<BrokerHealth>,
 }
 
 /// Binds the listener.
@@ -100,6 +103,10 @@ fn observe(state: &HttpState) {
 async fn ready(State(state): State<Arc<HttpState>>) -> Response {
     if state.stopping.load(Ordering::Acquire) {
         return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response();
+    }
+    if state.broker.as_ref().is_some_and(|broker| !broker.is_healthy()) {
+        let text = "the embedded broker's storage has failed, restart karrow\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     }
     match state.producer.topics().await {
         Ok(_) => "ok\n".into_response(),

@@ -2,7 +2,8 @@
 //!
 //! Its own loop cannot tell the port it got for 0, and waits for its clients when told to stop. Our
 //! own answers: Fetch (`fetch.rs`), Produce (which wakes the fetches), DeleteTopics (`delete.rs`),
-//! InitProducerId (tansu panics when a producer renews its id) and Metadata (it creates no topics).
+//! what else tansu would panic at (`guard.rs`), InitProducerId (tansu panics when a producer renews
+//! its id) and Metadata (it creates no topics).
 //! DeleteRecords panics, describing groups fails and transactions cannot end in tansu 0.6, so this
 //! broker does not offer them: clients learn that from ApiVersions.
 
@@ -20,8 +21,9 @@ use tansu_broker::service::{coordinator, storage as routes};
 use tansu_sans_io::create_topics_request::CreatableTopic;
 use tansu_sans_io::metadata_response::MetadataResponseTopic;
 use tansu_sans_io::{
-    Body, DeleteTopicsRequest, ErrorCode, FetchRequest, InitProducerIdRequest,
-    InitProducerIdResponse, MetadataRequest, MetadataResponse, ProduceRequest, ProduceResponse,
+    Body, DeleteTopicsRequest, ErrorCode, FetchRequest, IncrementalAlterConfigsRequest,
+    InitProducerIdRequest, InitProducerIdResponse, MetadataRequest, MetadataResponse,
+    ProduceRequest, ProduceResponse,
 };
 use tansu_service::{
     BytesFrameLayer, FrameRequestLayer, FrameRouteBuilder, FrameRouteService, TcpBytesLayer,
@@ -43,7 +45,8 @@ use crate::error::Result;
 
 use super::delete::{DeleteTopics, Gate, Gated};
 use super::fetch::{LongFetch, Waiters};
-use super::{DRAIN, dir_error, internal};
+use super::guard::{SetConfigs, split_produce};
+use super::{BrokerHealth, DRAIN, dir_error, internal};
 
 /// Keys every row of the database: changing it would hide all data. Also what Kafka clients see.
 const CLUSTER_ID: &str = "karrow";
@@ -56,13 +59,14 @@ pub(super) async fn start(
     dir: PathBuf,
     listener: std::net::TcpListener,
     stop: CancellationToken,
+    health: BrokerHealth,
 ) -> Result<impl Future<Output = ()> + Send + 'static> {
     let failed = |error: std::io::Error| internal(format!("embedded broker: {error}"));
     let listener = TcpListener::from_std(listener).map_err(failed)?;
     let addr = listener.local_addr().map_err(failed)?;
     let (storage, deletes) = open(&dir, addr).await?;
     Ok(async move {
-        serve(listener, storage.clone(), deletes, stop).await;
+        serve(listener, storage.clone(), deletes, stop, &health).await;
         // Connections were cut in the middle of a request: what the storage took from them is
         // finished before this answers.
         let _ = timeout(DRAIN, storage.ping()).await;
@@ -161,12 +165,13 @@ async fn serve(
     storage: StorageContainer,
     deletes: DeleteTopics,
     stop: CancellationToken,
+    health: &BrokerHealth,
 ) {
     let groups = match Controller::with_storage(storage.clone()) {
         Ok(groups) => groups,
         Err(error) => return tracing::error!("embedded broker: {error}"),
     };
-    let router = match router(&storage, groups, deletes) {
+    let router = match router(&storage, groups, deletes, health) {
         Ok(router) => router,
         Err(error) => return tracing::error!("embedded broker: {error}"),
     };
@@ -178,7 +183,10 @@ async fn serve(
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    connections.spawn(connection(stream, peer, router.clone(), storage.clone()));
+                    let health = health.clone();
+                    connections.spawn(connection(
+                        stream, peer, router.clone(), storage.clone(), health,
+                    ));
                 }
                 Err(error) => {
                     // Out of descriptors, most likely: it gets better when somebody leaves.
@@ -205,16 +213,23 @@ async fn connection(
     peer: SocketAddr,
     router: Gated<Router>,
     storage: StorageContainer,
+    health: BrokerHealth,
 ) {
     let _ = stream.set_nodelay(true);
     let service = (TcpBytesLayer::<()>::default(), BytesFrameLayer::default()).into_layer(router);
     let context = TcpContext::default().cluster_id(Some(CLUSTER_ID.to_owned()));
     let Err(error) = service.serve(Context::with_state(context), stream).await else { return };
-    if is_disconnect(&error) {
+    // Once said, not again for each client that tries.
+    if is_disconnect(&error) || !health.is_healthy() {
         return;
     }
     tracing::warn!("embedded broker: closed the connection of {peer}: {error}");
-    if storage.ping().await.is_err() {
+    check(&storage, &health).await;
+}
+
+/// Asked after each unexpected error: whether the storage still answers.
+async fn check(storage: &StorageContainer, health: &BrokerHealth) {
+    if storage.ping().await.is_err() && health.fail() {
         tracing::error!("embedded broker: its storage has failed, restart karrow");
     }
 }
@@ -234,6 +249,7 @@ fn router(
     storage: &StorageContainer,
     groups: Controller<StorageContainer>,
     deletes: DeleteTopics,
+    health: &BrokerHealth,
 ) -> Result<Gated<Router>, BrokerError> {
     let mut builder = Router::builder();
     for route in [
@@ -243,20 +259,23 @@ fn router(
         routes::describe_configs,
         routes::describe_topic_partitions,
         routes::find_coordinator,
-        routes::incremental_alter_configs,
         routes::list_groups,
         routes::list_offsets,
     ] {
         builder = route(builder, storage.clone())?;
     }
     builder = coordinator::services(builder, groups)?;
+    let gate = Gate::default();
     let waiters = Arc::new(Waiters::default());
-    builder = route::<FetchRequest, _>(builder, storage, LongFetch(Arc::clone(&waiters)))?;
-    builder = route::<ProduceRequest, _>(builder, storage, WakingProduce(waiters))?;
+    let fetch = LongFetch { waiters: Arc::clone(&waiters), gate: Arc::clone(&gate) };
+    builder = route::<FetchRequest, _>(builder, storage, fetch)?;
+    let produce = WakingProduce { waiters, health: health.clone() };
+    builder = route::<ProduceRequest, _>(builder, storage, produce)?;
+    builder = route::<IncrementalAlterConfigsRequest, _>(builder, storage, SetConfigs)?;
     builder = route::<InitProducerIdRequest, _>(builder, storage, FreshProducerId)?;
     builder = route::<MetadataRequest, _>(builder, storage, CreatingMetadata)?;
-    builder = route::<DeleteTopicsRequest, _>(builder, storage, deletes)?;
-    Ok(Gated { inner: builder.build()?, gate: Gate::default() })
+    builder = route::<DeleteTopicsRequest, _>(builder, storage, deletes.clone())?;
+    Ok(Gated { inner: builder.build()?, gate, deletes })
 }
 
 fn route<Q, S>(
@@ -278,9 +297,12 @@ where
     Ok(builder.with_route(Q::KEY, layers.into_layer(service).boxed())?)
 }
 
-/// Produce, then wake the fetches that wait for these topics.
+/// Produce to what exists, then wake the fetches that wait for these topics.
 #[derive(Debug)]
-struct WakingProduce(Arc<Waiters>);
+struct WakingProduce {
+    waiters: Arc<Waiters>,
+    health: BrokerHealth,
+}
 
 impl Service<StorageContainer, ProduceRequest> for WakingProduce {
     type Response = ProduceResponse;
@@ -291,10 +313,19 @@ impl Service<StorageContainer, ProduceRequest> for WakingProduce {
         ctx: Context<StorageContainer>,
         req: ProduceRequest,
     ) -> Result<ProduceResponse, StorageError> {
-        let response = ProduceService.serve(ctx, req).await?;
+        let (req, refused) = split_produce(ctx.state(), req).await?;
+        let mut response = ProduceService.serve(ctx.clone(), req).await?;
+        let mut failed = false;
         for topic in response.responses.iter().flatten() {
-            self.0.wake(&topic.name);
+            self.waiters.wake(&topic.name);
+            let partitions = topic.partition_responses.iter().flatten();
+            let unexpected = i16::from(ErrorCode::UnknownServerError);
+            failed |= partitions.into_iter().any(|answer| answer.error_code == unexpected);
         }
+        if failed {
+            check(ctx.state(), &self.health).await;
+        }
+        response.responses.get_or_insert_default().extend(refused);
         Ok(response)
     }
 }
@@ -365,6 +396,28 @@ impl Service<StorageContainer, MetadataRequest> for CreatingMetadata {
     }
 }
 
-pub(super) fn is_unknown(topic: &MetadataResponseTopic) -> bool {
+fn is_unknown(topic: &MetadataResponseTopic) -> bool {
     topic.error_code == i16::from(ErrorCode::UnknownTopicOrPartition)
+}
+
+#[cfg(test)]
+mod tests {
+    use tansu_storage::Topition;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_storage_that_panics_is_noticed_and_one_that_refuses_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let addr = SocketAddr::from(([127, 0, 0, 1], 9092));
+        let (storage, _deletes) = open(dir.path(), addr).await.unwrap();
+        let health = BrokerHealth::default();
+        check(&storage, &health).await;
+        assert!(health.is_healthy());
+        // No route lets this through.
+        storage.offset_stage(&Topition::new("nowhere", 0)).await.unwrap_err();
+        check(&storage, &health).await;
+        assert!(!health.is_healthy());
+        assert!(!health.fail(), "it is said once");
+    }
 }

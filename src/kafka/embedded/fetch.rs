@@ -21,7 +21,8 @@ use tansu_storage::{
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::broker::is_unknown;
+use super::delete::Gate;
+use super::guard::{find_topic, partition_count};
 
 /// What one fetch of tansu's reads at most, and where looking for a larger record starts.
 const FETCH_BYTES: u32 = 5 << 20;
@@ -47,7 +48,10 @@ impl Waiters {
 
 /// Fetch that answers as soon as there is a record, and waits without asking meanwhile.
 #[derive(Debug)]
-pub(super) struct LongFetch(pub(super) Arc<Waiters>);
+pub(super) struct LongFetch {
+    pub(super) waiters: Arc<Waiters>,
+    pub(super) gate: Gate,
+}
 
 impl Service<StorageContainer, FetchRequest> for LongFetch {
     type Response = FetchResponse;
@@ -61,10 +65,14 @@ impl Service<StorageContainer, FetchRequest> for LongFetch {
         let wait = Duration::from_millis(u64::try_from(req.max_wait_ms).unwrap_or(0));
         let deadline = Instant::now() + wait;
         loop {
+            // A topic that went between the look and the read would end tansu's storage.
+            let shared = self.gate.read().await;
             // Again in each round: a topic may go, or come, while this waits.
             let (known, missing) = split(&ctx, req.clone()).await?;
-            let mut watches: Vec<_> = known.names.iter().map(|topic| self.0.watch(topic)).collect();
+            let mut watches: Vec<_> =
+                known.names.iter().map(|topic| self.waiters.watch(topic)).collect();
             let mut response = fetch_now(&ctx, &known.req).await?;
+            drop(shared);
             let answered = has_answer(&response) || !missing.is_empty();
             if answered || watches.is_empty() || Instant::now() >= deadline {
                 response.responses.get_or_insert_default().extend(missing);
@@ -92,12 +100,8 @@ async fn split(
     let mut kept = Vec::new();
     let mut answers = Vec::new();
     for mut topic in req.topics.take().unwrap_or_default() {
-        let asked = TopicId::from(&topic);
-        let metadata = ctx.state().metadata(Some(&[asked])).await?;
-        let found = metadata.topics().first().filter(|found| !is_unknown(found));
-        let partitions = found
-            .and_then(|found| found.partitions.as_ref())
-            .map_or(0, |partitions| i32::try_from(partitions.len()).unwrap_or(i32::MAX));
+        let found = find_topic(ctx.state(), TopicId::from(&topic)).await?;
+        let partitions = found.as_ref().map_or(0, partition_count);
         let (there, missing): (Vec<_>, Vec<_>) = topic
             .partitions
             .take()
@@ -105,13 +109,13 @@ async fn split(
             .into_iter()
             .partition(|asked| (0..partitions).contains(&asked.partition));
         if !missing.is_empty() {
-            let code = match (&topic.topic, found) {
+            let code = match (&topic.topic, &found) {
                 (None, None) => ErrorCode::UnknownTopicId,
                 _ => ErrorCode::UnknownTopicOrPartition,
             };
             answers.push(refuse(&topic, &missing, code));
         }
-        if let Some(name) = found.and_then(|found| found.name.clone()) {
+        if let Some(name) = found.and_then(|found| found.name) {
             names.push(name);
         }
         if !there.is_empty() {

@@ -12,7 +12,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 BINARY := $(CARGO_TARGET_DIR)/release/karrow
 ARGS ?= serve --embedded
 
-.PHONY: run build tools test lint unit e2e bench help
+.PHONY: run build install tools test lint unit e2e bench help
 
 help:
 	@echo 'make run     build karrow and start it with a Kafka of its own (ARGS="serve -c librdkafka.json" for another start)'
@@ -56,6 +56,12 @@ tools:
 	fi; \
 	command -v cargo >/dev/null || { \
 		echo 'Missing: Rust 1.90 or newer. Get it from https://rustup.rs and run make again.' >&2; exit 1; }
+
+# Where `make install` puts the program.
+PREFIX ?= /usr/local
+
+install: build
+	install -D -m 755 '$(BINARY)' '$(PREFIX)/bin/karrow'
 
 lint: tools
 	cargo fmt --check

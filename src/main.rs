@@ -114,7 +114,11 @@ fn start_logging(log: &LogConfig, warnings: &[Warning]) -> Result<()> {
     };
     let filter = EnvFilter::try_new(&directives)
         .map_err(|error| Error::invalid(format!("log-level: '{}': {error}", log.level)))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // Its words on a log that nobody reads any more would go to the same place, and panic.
+        .log_internal_errors(false);
     match log.format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

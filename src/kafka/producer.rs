@@ -42,6 +42,9 @@ const LOOKUPS_MAX: usize = 8;
 /// Failures of one topic are logged at most this often; the counters have them all.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Brokers that are away say so many times a second; it is logged at most this often.
+const EVENT_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
 /// A topic that was missing is looked up again after this long.
 const MISSING_RETRY: Duration = Duration::from_secs(1);
 
@@ -703,6 +706,7 @@ fn hand_over(
 
 /// Serves a client's events until it is replaced and empty.
 async fn serve_events(client: Arc<Client>, events: Queue, shared: Arc<Shared>) {
+    let mut logged = None;
     loop {
         client.wake.notified().await;
         while let Some(event) = events.poll(0) {
@@ -710,7 +714,10 @@ async fn serve_events(client: Arc<Client>, events: Queue, shared: Arc<Shared>) {
                 sys::RD_KAFKA_EVENT_DR => settle_reports(&shared, &event),
                 sys::RD_KAFKA_EVENT_ERROR if event.is_fatal() => replace(&client, &event),
                 sys::RD_KAFKA_EVENT_ERROR => {
-                    tracing::warn!(error = event.error_text(), "Kafka producer");
+                    if logged.is_none_or(|at: Instant| at.elapsed() >= EVENT_LOG_INTERVAL) {
+                        logged = Some(Instant::now());
+                        tracing::warn!(error = event.error_text(), "Kafka producer");
+                    }
                 }
                 _ => {
                     shared.stats.unknown_events.fetch_add(1, Ordering::Relaxed);

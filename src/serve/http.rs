@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -16,6 +17,9 @@ use crate::kafka::embedded::BrokerHealth;
 use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
 use crate::stream::registry::Registry;
+
+/// Whoever asks whether we are ready gives up after a second, most often.
+const READY_TIMEOUT: Duration = Duration::from_millis(800);
 
 /// What the routes look at.
 pub struct HttpState {
@@ -108,7 +112,9 @@ async fn ready(State(state): State<Arc<HttpState>>) -> Response {
         let text = "the embedded broker's storage has failed, restart karrow\n";
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     }
-    match state.producer.topics().await {
+    let answer = tokio::time::timeout(READY_TIMEOUT, state.producer.topics()).await;
+    let late = || Err(Error::new(ErrorKind::Timeout, "no broker has answered in time"));
+    match answer.unwrap_or_else(|_| late()) {
         Ok(_) => "ok\n".into_response(),
         Err(error) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("Kafka: {error}\n")).into_response()

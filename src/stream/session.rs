@@ -27,6 +27,9 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest name, in bytes. Kafka's strings have 16-bit lengths, which librdkafka does not check.
 const NAME_BYTES_MAX: usize = 1024;
 
+/// Failures of one session are logged at most this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How often an LPOP that waits asks again whether the end was reached.
 const END_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -161,8 +164,8 @@ struct State {
     missing: BTreeSet<Arc<str>>,
     /// To be answered by the next pop.
     error: Option<Error>,
-    /// The last failure that was logged; one that lasts is not logged again.
-    logged: String,
+    /// When a failure was logged last; one that lasts comes many times a second.
+    logged: Option<Instant>,
     /// Why the consumer could not be made.
     refused: Option<Error>,
 }
@@ -690,7 +693,6 @@ impl Session {
             Err(error) => return self.log_once("commit", &error),
         };
         let mut state = self.state.lock();
-        state.logged.clear();
         for partition in &partitions {
             if let Some(index) = state.find(&partition.topic, partition.partition)
                 && let Some(assigned) = state.partitions.get_mut(index)
@@ -704,12 +706,12 @@ impl Session {
         state.uncommitted_since = (!done).then(Instant::now);
     }
 
-    /// Logs a failure, unless it is the one that was logged last.
+    /// Logs a failure, at most once in a while.
     fn log_once(&self, what: &str, error: &Error) {
         let mut state = self.state.lock();
-        if state.logged != error.message() {
+        if state.logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
             tracing::warn!(name = %self.name.full, %error, "{what}");
-            error.message().clone_into(&mut state.logged);
+            state.logged = Some(Instant::now());
         }
     }
 

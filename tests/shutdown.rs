@@ -99,6 +99,18 @@ fn a_stop_waits_for_messages_whose_topic_is_being_looked_up() {
 /// The same as a process, by its signal.
 #[test]
 fn sigterm_is_a_graceful_stop() {
+    stop_by_signal(Stdio::null());
+}
+
+/// Every line of the log fails then, the one that says "stopping" as well.
+#[test]
+fn a_log_that_nobody_reads_changes_nothing() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    stop_by_signal(writer.into());
+}
+
+fn stop_by_signal(log: Stdio) {
     let kafka = Kafka::with(&[("t", 1)]);
     kafka.put("t", 0, "0");
     let dir = tempfile::tempdir().expect("a directory");
@@ -111,7 +123,7 @@ fn sigterm_is_a_graceful_stop() {
         .arg(&file)
         .env_clear()
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(log)
         .spawn()
         .expect("karrow starts");
     let mut out = BufReader::new(process.stdout.take().expect("a pipe"));

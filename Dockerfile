@@ -24,8 +24,7 @@ VOLUME /var/lib/karrow
 # Protected mode stays on: remote clients are refused until KARROW_NO_PROTECTED_MODE=true.
 ENV KARROW_HOST=0.0.0.0 \
     KARROW_PORT=6380 \
-    KARROW_HTTP_PORT=8080 \
-    KARROW_DATA_DIR=/var/lib/karrow/data
+    KARROW_HTTP_PORT=8080
 EXPOSE 6380 8080
 # bash speaks TCP: no client needs to be in the image.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \

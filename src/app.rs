@@ -15,7 +15,7 @@ use crate::kafka::admin::ensure_topics;
 use crate::kafka::embedded::EmbeddedBroker;
 use crate::kafka::producer::{Producer, ProducerLimits};
 use crate::metrics::Metrics;
-use crate::serve::http::{self, HttpState};
+use crate::serve::http::{HttpServer, HttpState};
 use crate::serve::resp::{Gateway, RespServer};
 use crate::stream::registry::Registry;
 
@@ -53,7 +53,7 @@ pub struct Running {
 /// An address that cannot be bound, or an embedded broker that cannot start: one line each.
 pub async fn start(mut config: Config) -> Result<Running> {
     let resp = RespServer::bind(&config.resp)?;
-    let http_listener = config.http_addr.map(http::bind).transpose()?;
+    let http_server = config.http.as_ref().map(HttpServer::bind).transpose()?;
     let broker = match &config.embedded {
         None => None,
         Some(embedded) => {
@@ -65,7 +65,7 @@ pub async fn start(mut config: Config) -> Result<Running> {
     };
     let at = Addresses {
         resp: resp.addr(),
-        http: http_listener.as_ref().and_then(|listener| listener.local_addr().ok()),
+        http: http_server.as_ref().map(HttpServer::addr),
         brokers: config.kafka.bootstrap_servers().to_owned(),
         embedded: broker.is_some(),
     };
@@ -97,13 +97,8 @@ pub async fn start(mut config: Config) -> Result<Running> {
         stopping: AtomicBool::new(false),
         broker: broker.as_ref().map(EmbeddedBroker::health),
     });
-    if let Some(listener) = http_listener {
-        let state = http.clone();
-        tokio::spawn(async move {
-            if let Err(error) = http::serve(listener, state).await {
-                tracing::error!(%error, "HTTP has stopped");
-            }
-        });
+    if let Some(server) = http_server {
+        server.start(http.clone())?;
     }
     Ok(Running { at, gateway, registry, producer, http, broker, grace: config.shutdown_grace })
 }

@@ -8,22 +8,23 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+pub mod environment;
 mod file;
 pub mod flags;
 mod librdkafka;
 pub mod units;
 
-use flags::{Host, HttpPort, LogFormat, ServeFlags, Settings};
+use flags::{Brokers, Host, HttpPort, LogFormat, LogLevel, ServeFlags, Settings, TopicName};
 pub use librdkafka::OWNED as OWNED_CONSUMER_OPTIONS;
-use units::{ByteSize, Span};
+use units::{ByteSize, Count, Span};
 
 /// Everything `karrow serve` needs, after flags, environment and files are merged and checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The Redis edge.
     pub resp: RespConfig,
-    /// Where `/metrics`, `/livez` and `/readyz` are served; `None` switches HTTP off.
-    pub http_addr: Option<SocketAddr>,
+    /// The HTTP edge; `None` switches it off.
+    pub http: Option<HttpConfig>,
     /// librdkafka options of consumers and of the producer, `bootstrap.servers` included.
     pub kafka: KafkaConfig,
     /// The broker inside this process, if any.
@@ -59,6 +60,19 @@ pub struct RespConfig {
     pub connection_inflight_bytes_max: usize,
     /// Produced bytes that one topic may have in flight before the next command for it waits.
     pub topic_inflight_bytes_max: usize,
+}
+
+/// Listener and limits of the HTTP edge.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// Where `/metrics`, `/livez` and `/readyz` are served; port 0 lets the system choose.
+    pub addr: SocketAddr,
+    /// As [`RespConfig::protected_mode`]: remote clients learn only whether karrow lives and is ready.
+    pub protected_mode: bool,
+    /// Connections beyond this are closed at once.
+    pub connections_max: usize,
+    /// How long a connection may take for its request, and for reading the answer.
+    pub request_time_max: Duration,
 }
 
 /// What goes to stderr, and how it looks.
@@ -107,6 +121,10 @@ const REQUEST_BYTES_MAX: usize = 512 << 20;
 const REQUEST_OVERHEAD_BYTES: usize = 64 << 10;
 /// librdkafka's own default of `message.max.bytes`.
 const MESSAGE_BYTES_MAX: usize = 1_000_000;
+/// Scrapers and probes ask one thing at a time; whoever opens more has no business here.
+const HTTP_CONNECTIONS_MAX: usize = 128;
+/// Prometheus gives up after ten seconds, too.
+const HTTP_REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 const BROKERS: &str = "localhost:9092";
 const BOOTSTRAP_SERVERS: &str = "bootstrap.servers";
 
@@ -132,11 +150,17 @@ impl Config {
         warnings: &mut Vec<Warning>,
     ) -> Result<Self> {
         let Host(host) = settings.host.unwrap_or(Host(Ipv4Addr::LOCALHOST.into()));
-        let http_addr = match settings.http_port.unwrap_or(HttpPort::On(8080)) {
+        let http = match settings.http_port.unwrap_or(HttpPort::On(8080)) {
             HttpPort::Off => None,
-            HttpPort::On(port) => Some(SocketAddr::new(host, port)),
+            HttpPort::On(port) => Some(HttpConfig {
+                addr: SocketAddr::new(host, port),
+                protected_mode: !settings.no_protected_mode.unwrap_or(false),
+                connections_max: HTTP_CONNECTIONS_MAX,
+                request_time_max: HTTP_REQUEST_TIME_MAX,
+            }),
         };
-        let topics = checked_topics(settings.topics.clone().unwrap_or_default())?;
+        let topics = distinct(settings.topics.clone().unwrap_or_default());
+        let brokers = settings.brokers.as_ref().map(|Brokers(list)| list.as_str());
         let embedded = settings.embedded.unwrap_or(false).then(|| EmbeddedConfig {
             data_dir: settings.data_dir.clone().unwrap_or_else(|| PathBuf::from("karrow-data")),
             // Loopback whatever --host says: this listener has neither users nor protected mode.
@@ -152,7 +176,7 @@ impl Config {
                         "--brokers and --embedded exclude each other: one names a Kafka, the other brings its own",
                     ));
                 }
-                kafka.embed(embedded.kafka_addr, settings.brokers.as_deref(), warnings);
+                kafka.embed(embedded.kafka_addr, brokers, warnings);
             }
             None => {
                 if !topics.is_empty() {
@@ -161,20 +185,32 @@ impl Config {
                             .to_owned(),
                     ));
                 }
-                kafka.choose_brokers(settings.brokers.as_deref(), brokers_typed, warnings)?;
+                for (name, given) in [
+                    ("data-dir", settings.data_dir.is_some()),
+                    ("kafka-port", settings.kafka_port.is_some()),
+                ] {
+                    if given {
+                        warnings.push(Warning(format!(
+                            "{name} is not used: it is the embedded broker's, see --embedded"
+                        )));
+                    }
+                }
+                kafka.choose_brokers(brokers, brokers_typed, warnings);
             }
         }
-        let resp = resp_config(&settings, host, &kafka, warnings)?;
+        let resp = resp_config(&settings, host, &kafka, warnings);
         Ok(Self {
             resp,
-            http_addr,
+            http,
             kafka,
             embedded,
             topics,
             shutdown_grace: span(settings.shutdown_grace, Duration::from_secs(30)),
             log: LogConfig {
                 format: settings.log_format.unwrap_or_default(),
-                level: settings.log_level.unwrap_or_else(|| "info".to_owned()),
+                level: settings
+                    .log_level
+                    .map_or_else(|| "info".to_owned(), |LogLevel(level)| level),
             },
         })
     }
@@ -182,12 +218,12 @@ impl Config {
 
 impl KafkaConfig {
     /// What `karrow topics` needs: the options of the files, and `brokers` where given.
-    pub fn load(files: &[PathBuf], brokers: Option<&str>) -> Result<(Self, Vec<Warning>)> {
+    pub fn load(files: &[PathBuf], brokers: Option<Brokers>) -> Result<(Self, Vec<Warning>)> {
         let mut warnings = Vec::new();
         let (settings, mut kafka) = load_files(files, &mut warnings)?;
         let typed = brokers.is_some();
-        let brokers = brokers.or(settings.brokers.as_deref());
-        kafka.choose_brokers(brokers, typed, &mut warnings)?;
+        let brokers = brokers.or(settings.brokers).map(|Brokers(list)| list);
+        kafka.choose_brokers(brokers.as_deref(), typed, &mut warnings);
         Ok((kafka, warnings))
     }
 
@@ -204,16 +240,8 @@ impl KafkaConfig {
     }
 
     /// `typed` brokers beat the file's without a word; two files that differ are worth one.
-    fn choose_brokers(
-        &mut self,
-        brokers: Option<&str>,
-        typed: bool,
-        warnings: &mut Vec<Warning>,
-    ) -> Result<()> {
+    fn choose_brokers(&mut self, brokers: Option<&str>, typed: bool, warnings: &mut Vec<Warning>) {
         match brokers {
-            Some(brokers) if brokers.split(',').all(|broker| broker.trim().is_empty()) => {
-                return Err(Error::invalid("brokers: expected host:port[,host:port…]"));
-            }
             Some(brokers) => {
                 if !typed && self.named_brokers().is_some_and(|named| named != brokers) {
                     warnings.push(Warning(format!(
@@ -230,7 +258,6 @@ impl KafkaConfig {
                 }
             }
         }
-        Ok(())
     }
 
     /// Points every client at the embedded broker, which speaks neither TLS nor SASL.
@@ -297,14 +324,14 @@ fn resp_config(
     host: IpAddr,
     kafka: &KafkaConfig,
     warnings: &mut Vec<Warning>,
-) -> Result<RespConfig> {
+) -> RespConfig {
     // librdkafka has checked the number.
     let message_bytes_max = kafka
         .producer
         .get("message.max.bytes")
         .and_then(|bytes| bytes.parse().ok())
         .unwrap_or(MESSAGE_BYTES_MAX);
-    let mut bulk_bytes_max = positive("bulk-limit", settings.bulk_limit, 32 << 20)?;
+    let mut bulk_bytes_max = bytes(settings.bulk_limit, 32 << 20);
     if bulk_bytes_max < message_bytes_max {
         if settings.bulk_limit.is_some() {
             warnings.push(Warning(format!(
@@ -313,65 +340,43 @@ fn resp_config(
         }
         bulk_bytes_max = message_bytes_max;
     }
-    let clients_max = settings.max_clients.unwrap_or(10_000);
-    if clients_max == 0 {
-        return Err(Error::invalid("max-clients: must be at least 1"));
-    }
-    Ok(RespConfig {
+    RespConfig {
         addr: SocketAddr::new(host, settings.port.unwrap_or(6380)),
-        io_threads: io_threads(settings.io_threads.unwrap_or(0))?,
+        io_threads: io_threads(settings.io_threads.map_or(0, |Count(asked)| asked)),
         protected_mode: !settings.no_protected_mode.unwrap_or(false),
-        clients_max,
+        clients_max: settings.max_clients.map_or(10_000, |Count(clients)| clients),
         bulk_bytes_max,
         request_bytes_max: REQUEST_BYTES_MAX.max(bulk_bytes_max + REQUEST_OVERHEAD_BYTES),
-        output_bytes_max: positive("output-limit", settings.output_limit, 1 << 20)?,
+        output_bytes_max: bytes(settings.output_limit, 1 << 20),
         lpop_wait: span(settings.lpop_wait, Duration::from_secs(5)),
-        connection_inflight_bytes_max: positive(
-            "connection-inflight",
-            settings.connection_inflight,
-            16 << 20,
-        )?,
-        topic_inflight_bytes_max: positive("topic-inflight", settings.topic_inflight, 64 << 20)?,
-    })
+        connection_inflight_bytes_max: bytes(settings.connection_inflight, 16 << 20),
+        topic_inflight_bytes_max: bytes(settings.topic_inflight, 64 << 20),
+    }
 }
 
-fn io_threads(asked: usize) -> Result<usize> {
+fn io_threads(asked: usize) -> usize {
     match asked {
-        0 => Ok(std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))),
-        1..=1024 => Ok(asked),
-        _ => Err(Error::invalid(format!("io-threads: {asked} is more than 1024"))),
+        0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
+        _ => asked,
     }
 }
 
-fn positive(name: &str, size: Option<ByteSize>, default: usize) -> Result<usize> {
-    match size {
-        None => Ok(default),
-        Some(ByteSize(0)) => Err(Error::invalid(format!("{name}: must be at least 1 byte"))),
-        // Half of the address space: sums of two limits must not overflow.
-        Some(ByteSize(bytes)) => Ok(bytes.min(usize::MAX / 4)),
-    }
+fn bytes(size: Option<ByteSize>, default: usize) -> usize {
+    size.map_or(default, |ByteSize(bytes)| bytes)
 }
 
 fn span(span: Option<Span>, default: Duration) -> Duration {
     span.map_or(default, |Span(duration)| duration)
 }
 
-fn checked_topics(topics: Vec<String>) -> Result<Vec<String>> {
+fn distinct(topics: Vec<TopicName>) -> Vec<String> {
     let mut kept: Vec<String> = Vec::new();
-    for topic in topics {
-        let name = topic.trim();
-        // An empty KARROW_TOPICS is how compose files say "none".
-        if name.is_empty() || kept.iter().any(|known| known == name) {
-            continue;
+    for TopicName(name) in topics {
+        if !name.is_empty() && !kept.contains(&name) {
+            kept.push(name);
         }
-        if !topic_is_legal(name) {
-            return Err(Error::invalid(format!(
-                "topics: '{name}' is no legal topic name (1 to 249 of a-z A-Z 0-9 . _ -)"
-            )));
-        }
-        kept.push(name.to_owned());
     }
-    Ok(kept)
+    kept
 }
 
 /// Kafka's own rule for topic names.

@@ -1,6 +1,8 @@
 //! The error every layer returns: a kind that an edge can translate, and a sentence that names the object.
 
 use std::fmt;
+use std::io;
+use std::net::SocketAddr;
 
 /// What kind of failure this is; each edge (RESP, HTTP) translates it in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,19 @@ impl Error {
     /// Shorthand for [`ErrorKind::Invalid`], the most frequent kind.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// A listener that cannot be had: says where, and which flag chooses another port.
+    pub fn cannot_listen(what: &str, addr: SocketAddr, port: &str, why: &io::Error) -> Self {
+        let hint = match why.kind() {
+            io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => {
+                format!("; choose another port with {port}")
+            }
+            io::ErrorKind::AddrNotAvailable => "; --host says which address".to_owned(),
+            _ => String::new(),
+        };
+        let message = format!("{what}: cannot listen on {addr}: {why}{hint}");
+        Self::new(ErrorKind::Unavailable, message)
     }
 
     /// What an edge translates.

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind as UsageErrorKind;
-use karrow::config::flags::{Cli, Command, LogFormat, ServeFlags, TopicsFlags};
+use karrow::config::environment::{self, Mistake};
+use karrow::config::flags::{Command, LogFormat, ServeFlags, TopicsFlags};
 use karrow::config::{Config, KafkaConfig, LogConfig, Warning};
 use karrow::error::{Error, ErrorKind, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,9 +19,11 @@ const QUIET: &str =
     "tansu_broker=off,tansu_storage=off,tansu_service=off,tansu_sans_io=off,rama=off";
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let args: Vec<_> = std::env::args_os().collect();
+    let cli = match environment::parse(&args) {
         Ok(cli) => cli,
-        Err(usage) => {
+        Err(Mistake::Variable(error)) => return fail(&error, EXIT_USAGE),
+        Err(Mistake::Flag(usage)) => {
             // Help and version are no errors; clap prints them to stdout, the rest to stderr.
             let _ = usage.print();
             return match usage.kind() {
@@ -70,7 +72,7 @@ fn serve(flags: ServeFlags) -> Result<(), Failure> {
 
 fn topics(flags: TopicsFlags) -> Result<(), Failure> {
     let (kafka, warnings) =
-        KafkaConfig::load(&flags.files, flags.brokers.as_deref()).map_err(Failure::Usage)?;
+        KafkaConfig::load(&flags.files, flags.brokers.clone()).map_err(Failure::Usage)?;
     for warning in warnings {
         eprintln!("karrow: warning: {warning}");
     }

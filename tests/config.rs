@@ -45,7 +45,9 @@ fn the_defaults_are_the_documented_ones() {
     let (config, warnings) = load(&[], Settings::default()).unwrap();
     assert_eq!(warnings, []);
     assert_eq!(config.resp.addr, "127.0.0.1:6380".parse::<SocketAddr>().unwrap());
-    assert_eq!(config.http_addr, Some("127.0.0.1:8080".parse().unwrap()));
+    let http = config.http.unwrap();
+    assert_eq!(http.addr, "127.0.0.1:8080".parse::<SocketAddr>().unwrap());
+    assert!(http.protected_mode);
     assert_eq!(config.kafka.bootstrap_servers(), "localhost:9092");
     assert_eq!(config.kafka.consumer["bootstrap.servers"], "localhost:9092");
     assert!(config.embedded.is_none() && config.topics.is_empty());
@@ -116,7 +118,7 @@ fn values_are_read_as_people_write_them() {
         let config = toml(&format!("lpop-wait = \"{text}\"")).unwrap();
         assert_eq!(config.resp.lpop_wait, Duration::from_millis(millis), "{text}");
     }
-    assert_eq!(toml("http-port = \"off\"").unwrap().http_addr, None);
+    assert!(toml("http-port = \"off\"").unwrap().http.is_none());
     assert_eq!(
         toml("host = \"localhost\"\nport = 0").unwrap().resp.addr.to_string(),
         "127.0.0.1:0"
@@ -143,9 +145,13 @@ fn a_wrong_file_is_one_line_that_names_file_place_and_setting() {
         ("[queries]", "karrow.toml:1:2: unknown setting `queries`"),
         ("topics = [\"a b\"]\nembedded = true", "topics: 'a b' is no legal topic name"),
         ("output-limit = 0", "output-limit: must be at least 1 byte"),
-        ("max-clients = 0", "max-clients: must be at least 1"),
-        ("io-threads = 5000", "io-threads: 5000"),
-        ("brokers = \" , \"", "brokers: expected host:port"),
+        ("max-clients = 0", "max-clients: '0' is no whole number from 1 to"),
+        ("io-threads = 5000", "io-threads: '5000' is no whole number from 0 to 1024"),
+        ("log-level = \"loud\"", "karrow.toml:1:13: log-level: 'loud' is no level, try error"),
+        ("log-level = \"info,loud\"", "log-level: 'loud' is no level"),
+        ("log-level = \"a=b=c\"", "log-level: 'a=b=c': error parsing level filter"),
+        ("log-format = \"xml\"", "log-format: unknown variant `xml`"),
+        ("brokers = \" , \"", "brokers: ' , ': expected host:port"),
     ] {
         let error = toml(text).unwrap_err();
         assert!(error.contains(expected), "{text:?} gave {error:?}, not {expected:?}");
@@ -232,7 +238,7 @@ fn rafkas_file_is_taken_as_it_is() {
 fn brokers_come_from_the_nearest_place() {
     let (_dir, kafka) = file("k.json", r#"{"general": {"metadata.broker.list": "json:1"}}"#);
     let (_dir2, own) = file("k.toml", r#"brokers = "toml:1""#);
-    let typed = || Settings { brokers: Some("flag:1".to_owned()), ..Settings::default() };
+    let typed = || Settings { brokers: "flag:1".parse().ok(), ..Settings::default() };
     for (files, settings, expected, warned) in [
         (vec![], Settings::default(), "localhost:9092", false),
         (vec![&*kafka], Settings::default(), "json:1", false),
@@ -262,7 +268,7 @@ fn the_embedded_broker_replaces_the_others() {
         "{warnings:?}"
     );
 
-    let typed = Settings { brokers: Some("flag:1".to_owned()), ..embedded() };
+    let typed = Settings { brokers: "flag:1".parse().ok(), ..embedded() };
     let error = load(&[], typed).unwrap_err();
     assert!(error.contains("--brokers and --embedded exclude each other"), "{error}");
 }
@@ -304,15 +310,17 @@ fn a_mistake_ends_the_process_with_64() {
         (vec!["serve", "--port", "x"], vec![], "--port"),
         (vec!["serve", "--bulk-limit", "3x"], vec![], "--bulk-limit"),
         (vec!["serve", "--nonsense"], vec![], "--nonsense"),
-        (vec!["serve", "--log-level", "a=b=c"], vec![], "log-level"),
-        (vec!["serve"], vec![("KARROW_LPOP_WAIT", "5")], "--lpop-wait"),
+        (vec!["serve", "--log-level", "a=b=c"], vec![], "--log-level"),
+        (vec!["serve", "--log-level", "loud"], vec![], "'loud' is no level"),
+        // A wrong flag is said first, and as a flag.
+        (vec!["serve", "--port", "x"], vec![("KARROW_LPOP_WAIT", "5")], "--port"),
         (vec!["serve"], vec![("KARROW_CONFIG", "a.json,b.toml")], "cannot read a.json"),
         // A flag beats its variable, the variable beats the file: the last of them is wrong here.
-        (vec!["serve", "-c", good], vec![("KARROW_LOG_LEVEL", "x=y=z")], "log-level: 'x=y=z'"),
+        (vec!["serve", "-c", good], vec![("KARROW_LOG_LEVEL", "x=y=z")], "LOG_LEVEL: 'x=y=z'"),
         (
             vec!["serve", "-c", good, "--log-level", "f=l=g"],
             vec![("KARROW_LOG_LEVEL", "x=y=z")],
-            "log-level: 'f=l=g'",
+            "'f=l=g'",
         ),
         (vec!["serve", "--embedded", "--brokers", "k:1"], vec![], "exclude each other"),
         (vec!["topics", "create"], vec![], "TOPIC"),
@@ -324,6 +332,82 @@ fn a_mistake_ends_the_process_with_64() {
         let (code, text) = karrow(&args, &env);
         assert_eq!(code, 64, "{args:?}: {text}");
         assert!(text.contains(expected), "{args:?} gave {text:?}");
+    }
+}
+
+#[test]
+fn a_wrong_variable_is_one_line_that_names_it() {
+    for (name, value, expected) in [
+        ("KARROW_LPOP_WAIT", "5", "'5' is no duration, try 250ms, 5s or 1m"),
+        ("KARROW_BULK_LIMIT", "3x", "'3x' is no size, try 64KiB or 32MiB"),
+        ("KARROW_OUTPUT_LIMIT", "0", "'0': must be at least 1 byte"),
+        ("KARROW_PORT", "99999", "99999 is not in 0..=65535"),
+        ("KARROW_PORT", "x", "'x': invalid digit found in string"),
+        ("KARROW_PORT", "", "must not be empty"),
+        ("KARROW_HTTP_PORT", "on", "'on' is neither a port (0 to 65535) nor `off`"),
+        ("KARROW_EMBEDDED", "perhaps", "'perhaps': value was not a boolean"),
+        ("KARROW_LOG_FORMAT", "xml", "'xml' is none of text, json"),
+        ("KARROW_LOG_LEVEL", "loud", "'loud' is no level, try error, warn, info, debug or trace"),
+        ("KARROW_MAX_CLIENTS", "0", "'0' is no whole number from 1 to 16777216"),
+        ("KARROW_BROKERS", ",", "',': expected host:port[,host:port…]"),
+        ("KARROW_TOPICS", "a,b c", "'b c' is no legal topic name (1 to 249 of a-z A-Z 0-9 . _ -)"),
+        (
+            "KARROW_BULK_LIMI",
+            "1MiB",
+            "unknown setting in the environment, `karrow serve --help` lists all",
+        ),
+    ] {
+        let (code, text) = karrow(&["serve"], &[(name, value)]);
+        assert_eq!((code, text), (64, format!("karrow: {name}: {expected}\n")), "{name}={value}");
+    }
+    // What is no setting of ours.
+    let kafka = ["topics", "list", "--brokers", "127.0.0.1:1", "--timeout", "1ms"];
+    for (name, value) in [
+        ("KARROW_BIN", "/somewhere"),
+        ("KARROW_PORT_6380_TCP_ADDR", "10.0.0.1"),
+        ("KARROW_PORT", "tcp://10.0.0.1:6380"),
+    ] {
+        let (code, text) = karrow(&kafka, &[(name, value)]);
+        assert_eq!(code, 1, "{name}={value}: {text}");
+    }
+    assert_eq!(karrow(&["--version"], &[("KARROW_BULK_LIMI", "1")]).0, 0);
+}
+
+#[test]
+fn a_setting_that_nothing_uses_is_a_warning() {
+    for (text, expected) in [
+        ("data-dir = \"d\"", "data-dir is not used"),
+        ("kafka-port = 1", "kafka-port is not used"),
+        ("topics = [\"a\"]", "topics are created in the embedded broker only"),
+    ] {
+        let (_dir, path) = file("karrow.toml", text);
+        let (_, warnings) = load(&[&path], Settings::default()).unwrap();
+        assert!(matches!(&*warnings, [only] if only.0.contains(expected)), "{warnings:?}");
+        let embedded = Settings { embedded: Some(true), ..Settings::default() };
+        assert_eq!(load(&[&path], embedded).unwrap().1, [], "{text}");
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_with_its_flag() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let port = addr.port().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    for flag in ["--port", "--http-port", "--kafka-port"] {
+        let mut args = vec!["serve", "--embedded", "--data-dir", dir];
+        for other in ["--port", "--http-port", "--kafka-port"] {
+            args.extend([other, if other == flag { &port } else { "0" }]);
+        }
+        let (code, text) = karrow(&args, &[]);
+        assert_eq!(code, 1, "{text}");
+        let line = text.lines().last().unwrap_or_default();
+        assert!(
+            line.contains(&format!("cannot listen on {addr}: Address already in use")),
+            "{text}"
+        );
+        assert!(line.ends_with(&format!("; choose another port with {flag}")), "{text}");
     }
 }
 

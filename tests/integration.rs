@@ -9,6 +9,7 @@ mod consume;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
 mod handshake;
+mod http;
 mod latest;
 mod look;
 mod metrics;

@@ -1,7 +1,7 @@
 //! Looking at topics, counters and commands.
 
 use crate::support::kafka::Code;
-use crate::support::{Kafka, Karrow, Reply, eventually};
+use crate::support::{Kafka, Karrow, Reply};
 
 #[track_caller]
 fn check(karrow: &Karrow, cases: &[(&str, &str)]) {
@@ -73,20 +73,6 @@ fn without_a_broker_looking_is_an_error_and_the_connection_lives() {
     assert_eq!(client.say("PING").to_string(), "+PONG");
     let (status, page) = karrow.get("/livez");
     assert_eq!((status, page.as_str()), (200, "ok\n"));
-}
-
-#[test]
-fn readyz_says_whether_kafka_answers() {
-    let kafka = Kafka::start();
-    let karrow = Karrow::start(&kafka);
-    assert_eq!(karrow.get("/readyz"), (200, "ok\n".to_owned()));
-    assert_eq!(karrow.get("/nowhere").0, 404);
-    kafka.set_up(false);
-    let page = eventually("/readyz to notice", || {
-        let (status, page) = karrow.get("/readyz");
-        (status == 503).then_some(page)
-    });
-    assert!(page.starts_with("Kafka: "), "{page}");
 }
 
 #[test]

@@ -26,9 +26,9 @@ const CRATES: &[(&[&str], &[&str])] = &[
         &["tansu_broker", "tansu_storage", "tansu_service", "tansu_sans_io", "rama", "libsql"],
         &["src/kafka/embedded"],
     ),
-    (&["axum"], &["src/serve/http"]),
+    (&["axum", "hyper", "hyper_util"], &["src/serve/http"]),
     (&["redis_protocol"], &["src/serve/resp"]),
-    (&["clap"], &["src/config/flags.rs", "src/main.rs"]),
+    (&["clap"], &["src/config/flags.rs", "src/config/environment.rs", "src/main.rs"]),
 ];
 
 fn sources() -> Vec<(String, String)> {

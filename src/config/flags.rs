@@ -12,7 +12,11 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
-use super::units::{ByteSize, Span, from_text};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::topic_is_legal;
+use super::units::{ByteSize, Count, Span, from_text};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -60,7 +64,7 @@ pub struct TopicsFlags {
 
     /// Kafka's addresses [default: localhost:9092]
     #[arg(long, value_name = "HOST:PORT,…", env = "KARROW_BROKERS", global = true)]
-    pub brokers: Option<String>,
+    pub brokers: Option<Brokers>,
 
     /// How long to wait for Kafka
     #[arg(long, value_name = "DURATION", default_value = "10s", global = true)]
@@ -126,11 +130,11 @@ pub struct Settings {
 
     /// Kafka's addresses [default: localhost:9092]
     #[arg(long, value_name = "HOST:PORT,…", env = "KARROW_BROKERS")]
-    pub brokers: Option<String>,
+    pub brokers: Option<Brokers>,
 
     /// Topics to create in the embedded broker
     #[arg(long, value_name = "TOPIC,…", env = "KARROW_TOPICS", value_delimiter = ',')]
-    pub topics: Option<Vec<String>>,
+    pub topics: Option<Vec<TopicName>>,
 
     /// Run a durable Kafka-compatible broker in this process; no other Kafka is needed
     #[arg(long, value_name = "BOOL", env = "KARROW_EMBEDDED", num_args = 0..=1, hide_possible_values = true,
@@ -147,11 +151,11 @@ pub struct Settings {
 
     /// Threads that serve connections; 0 is half of the cores [default: 0]
     #[arg(long, value_name = "N", env = "KARROW_IO_THREADS")]
-    pub io_threads: Option<usize>,
+    pub io_threads: Option<Count<0, 1024>>,
 
     /// Connections at a time [default: 10000]
     #[arg(long, value_name = "N", env = "KARROW_MAX_CLIENTS")]
-    pub max_clients: Option<usize>,
+    pub max_clients: Option<Count<1, 16_777_216>>,
 
     /// Largest argument of a request; never below the producer's message.max.bytes [default: 32MiB]
     #[arg(long, value_name = "SIZE", env = "KARROW_BULK_LIMIT")]
@@ -188,7 +192,7 @@ pub struct Settings {
 
     /// error, warn, info, debug or trace; or directives such as info,librdkafka=debug [default: info]
     #[arg(long, value_name = "LEVEL", env = "KARROW_LOG_LEVEL")]
-    pub log_level: Option<String>,
+    pub log_level: Option<LogLevel>,
 }
 
 impl Settings {
@@ -258,6 +262,59 @@ impl FromStr for HttpPort {
     }
 }
 
+/// Kafka's addresses, as librdkafka takes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Brokers(pub String);
+
+impl FromStr for Brokers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split(',').all(|broker| broker.trim().is_empty()) {
+            true => Err(format!("'{text}': expected host:port[,host:port…]")),
+            false => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
+/// The name of a topic to create. Empty is none: that is how compose files say it in a variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicName(pub String);
+
+impl FromStr for TopicName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.trim();
+        match name.is_empty() || topic_is_legal(name) {
+            true => Ok(Self(name.to_owned())),
+            false => {
+                Err(format!("'{name}' is no legal topic name (1 to 249 of a-z A-Z 0-9 . _ -)"))
+            }
+        }
+    }
+}
+
+/// A level, or tracing's filter directives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLevel(pub String);
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // tracing takes any other word for a target, and then logs nothing but that.
+        let word = text.split(',').map(str::trim).find(|part| {
+            !part.contains('=') && !text.contains('[') && part.parse::<LevelFilter>().is_err()
+        });
+        if let Some(word) = word {
+            return Err(format!("'{word}' is no level, try error, warn, info, debug or trace"));
+        }
+        EnvFilter::try_new(text).map_err(|error| format!("'{text}': {error}"))?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -285,6 +342,24 @@ impl<'de> Deserialize<'de> for Host {
 }
 
 impl<'de> Deserialize<'de> for HttpPort {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        from_text(input)
+    }
+}
+
+impl<'de> Deserialize<'de> for Brokers {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        from_text(input)
+    }
+}
+
+impl<'de> Deserialize<'de> for TopicName {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        from_text(input)
+    }
+}
+
+impl<'de> Deserialize<'de> for LogLevel {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         from_text(input)
     }

@@ -7,13 +7,17 @@ use std::time::Duration;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
-/// A number of bytes: `1048576`, `64KiB`, `1.5MB`. Units without an `i` are powers of ten.
+/// A limit in bytes, at least 1: `1048576`, `64KiB`, `1.5MB`. Units without an `i` are powers of ten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub usize);
 
 /// A span of time: `250ms`, `5s`, `1m`, `2h`, `1.5s`. The unit is part of it; a bare number is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count<const MIN: usize, const MAX: usize>(pub usize);
 
 const SIZES: [(&str, u64); 8] = [
     ("", 1),
@@ -64,8 +68,24 @@ impl FromStr for ByteSize {
     fn from_str(text: &str) -> Result<Self, String> {
         parse(text, &SIZES)
             .and_then(|bytes| usize::try_from(bytes).ok())
-            .map(Self)
             .ok_or_else(|| format!("'{text}' is no size, try 64KiB or 32MiB"))
+            .and_then(|bytes| match bytes {
+                0 => Err("must be at least 1 byte".to_owned()),
+                // A quarter of the address space: sums of two limits must not overflow.
+                _ => Ok(Self(bytes.min(usize::MAX / 4))),
+            })
+    }
+}
+
+impl<const MIN: usize, const MAX: usize> FromStr for Count<MIN, MAX> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse()
+            .ok()
+            .filter(|number| (MIN..=MAX).contains(number))
+            .map(Self)
+            .ok_or_else(|| format!("'{text}' is no whole number from {MIN} to {MAX}"))
     }
 }
 
@@ -115,6 +135,12 @@ where
 }
 
 impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        from_text(input)
+    }
+}
+
+impl<'de, const MIN: usize, const MAX: usize> Deserialize<'de> for Count<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         from_text(input)
     }

@@ -13,7 +13,7 @@ mod fetch;
 mod guard;
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind as IoErrorKind, Read, Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -189,14 +189,7 @@ fn listen(addr: SocketAddr) -> Result<TcpListener> {
 
 #[cfg_attr(not(feature = "embedded-broker"), allow(dead_code))]
 fn cannot_listen(addr: SocketAddr, error: &std::io::Error) -> Error {
-    let hint = match error.kind() {
-        IoErrorKind::AddrInUse => "; choose another one with --kafka-port",
-        _ => "",
-    };
-    Error::new(
-        ErrorKind::Unavailable,
-        format!("embedded broker: cannot listen on {addr}: {error}{hint}"),
-    )
+    Error::cannot_listen("embedded broker", addr, "--kafka-port", error)
 }
 
 #[cfg_attr(not(feature = "embedded-broker"), allow(dead_code))]

@@ -10,16 +10,27 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
+use crate::config::HttpConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::client_count;
 use crate::kafka::embedded::BrokerHealth;
 use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
+use crate::serve::listener::is_denied;
 use crate::stream::registry::Registry;
 
 /// Whoever asks whether we are ready gives up after a second, most often.
 const READY_TIMEOUT: Duration = Duration::from_millis(800);
+
+const PROTECTED: &str = "karrow runs in protected mode: it listens beyond loopback and knows no users, so remote clients \
+     see only /livez and /readyz. Ask from the same host or, if the network is trusted, start it with \
+     --no-protected-mode.\n";
 
 /// What the routes look at.
 pub struct HttpState {
@@ -35,32 +46,99 @@ pub struct HttpState {
     pub broker: Option<BrokerHealth>,
 }
 
-/// Binds the listener.
-///
-/// # Errors
-/// The address cannot be bound; names it.
-pub fn bind(addr: SocketAddr) -> Result<std::net::TcpListener> {
-    let bound = std::net::TcpListener::bind(addr)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
-    bound.map_err(|error| {
-        Error::new(ErrorKind::Unavailable, format!("cannot listen for HTTP on {addr}: {error}"))
-    })
+/// The HTTP edge, bound but not serving yet.
+pub struct HttpServer {
+    listener: std::net::TcpListener,
+    addr: SocketAddr,
+    config: HttpConfig,
 }
 
-/// Serves until the process ends.
-///
-/// # Errors
-/// The listener does not fit the runtime.
-pub async fn serve(listener: std::net::TcpListener, state: Arc<HttpState>) -> Result<()> {
-    let internal =
-        |error: std::io::Error| Error::new(ErrorKind::Internal, format!("HTTP: {error}"));
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(internal)?;
-    let routes = Router::new()
+impl HttpServer {
+    /// Binds the listener of `config`.
+    ///
+    /// # Errors
+    /// The address cannot be bound; names it.
+    pub fn bind(config: &HttpConfig) -> Result<Self> {
+        let bind = || -> std::io::Result<Self> {
+            let listener = std::net::TcpListener::bind(config.addr)?;
+            listener.set_nonblocking(true)?;
+            let addr = listener.local_addr()?;
+            Ok(Self { listener, addr, config: config.clone() })
+        };
+        bind().map_err(|error| Error::cannot_listen("HTTP", config.addr, "--http-port", &error))
+    }
+
+    /// Where it listens, with the real port.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until the runtime of the caller ends.
+    ///
+    /// # Errors
+    /// The listener does not fit the runtime.
+    pub fn start(self, state: Arc<HttpState>) -> Result<()> {
+        let listener = TcpListener::from_std(self.listener)
+            .map_err(|error| Error::new(ErrorKind::Internal, format!("HTTP: {error}")))?;
+        tokio::spawn(accept(listener, self.addr, self.config, state));
+        Ok(())
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    addr: SocketAddr,
+    config: HttpConfig,
+    state: Arc<HttpState>,
+) {
+    let all = all_routes(state.clone());
+    let remote = remote_routes(state);
+    let slots = Arc::new(Semaphore::new(config.connections_max));
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: it gets better when somebody leaves.
+                tracing::warn!(%error, "cannot accept an HTTP connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        // Closed, not queued: the slots are in the hands of those who are slow.
+        let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+        let denied = is_denied(config.protected_mode, addr, peer);
+        let routes = if denied { remote.clone() } else { all.clone() };
+        let time_max = config.request_time_max;
+        tokio::spawn(async move {
+            // One request each, so that one clock bounds its head, the work and the reader.
+            let serve = http1::Builder::new()
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+            let _ = tokio::time::timeout(time_max, serve).await;
+            drop(slot);
+        });
+    }
+}
+
+fn all_routes(state: Arc<HttpState>) -> Router {
+    Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .with_state(state);
-    axum::serve(listener, routes).await.map_err(internal)
+        .with_state(state)
+}
+
+/// What a remote client sees in protected mode: what an orchestrator asks, and no names of brokers.
+fn remote_routes(state: Arc<HttpState>) -> Router {
+    let readiness = |state: State<Arc<HttpState>>| async {
+        let status = ready(state).await.status();
+        (status, if status.is_success() { "ok\n" } else { "not ready\n" })
+    };
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readiness))
+        .fallback(|| async { (StatusCode::FORBIDDEN, PROTECTED) })
+        .with_state(state)
 }
 
 async fn metrics(State(state): State<Arc<HttpState>>) -> Response {

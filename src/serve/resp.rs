@@ -24,6 +24,7 @@ use crate::config::RespConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
+use crate::serve::listener::is_denied;
 use crate::stream::registry::Registry;
 
 /// A silent peer is asked whether it lives after this long, and given up after three questions.
@@ -116,12 +117,7 @@ impl RespServer {
             let addr = listener.local_addr()?;
             Ok(Self { listener, addr })
         };
-        bind().map_err(|error| {
-            Error::new(
-                ErrorKind::Unavailable,
-                format!("cannot listen for Redis clients on {}: {error}", config.addr),
-            )
-        })
+        bind().map_err(|error| Error::cannot_listen("Redis", config.addr, "--port", &error))
     }
 
     /// Where it listens, with the real port.
@@ -227,8 +223,7 @@ fn refusal(gateway: &Gateway, peer: SocketAddr) -> Option<(&'static str, &'stati
     if gateway.clients.len() >= gateway.config.clients_max {
         return Some(("clients_max", "-ERR max number of clients reached\r\n"));
     }
-    let open = !gateway.addr.ip().is_loopback() && !peer.ip().to_canonical().is_loopback();
-    (gateway.config.protected_mode && open).then_some((
+    is_denied(gateway.config.protected_mode, gateway.addr, peer).then_some((
         "protected_mode",
         "-DENIED karrow runs in protected mode: it listens beyond loopback and knows no users, so remote \
          clients are refused. Connect from the same host, let it listen on loopback (--host 127.0.0.1), or, if \

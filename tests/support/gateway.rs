@@ -116,9 +116,18 @@ impl Karrow {
         })
     }
 
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http
+    }
+
     /// Status and body of a page.
     pub fn get(&self, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.http).expect("HTTP accepts");
+        Self::get_at(self.http, path)
+    }
+
+    /// The same, by one address of several.
+    pub fn get_at(http: SocketAddr, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(http).expect("HTTP accepts");
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
         let request = format!("GET {path} HTTP/1.1\r\nHost: karrow\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).expect("HTTP reads");

@@ -447,8 +447,15 @@ fn connections_are_listed_and_killed() {
         ("CLIENT KILL ID x", "-ERR client-id should be greater than 0"),
         ("CLIENT KILL ID", "-ERR No such client"),
         ("CLIENT KILL ID 1 NOSUCH 1", "-ERR syntax error"),
-        ("CLIENT KILL", "-ERR syntax error"),
-        ("CLIENT KILL USER nobody", ":0"),
+        ("CLIENT KILL ID 1 TYPE", "-ERR syntax error"),
+        ("CLIENT KILL ID 0", "-ERR client-id should be greater than 0"),
+        ("CLIENT KILL ID -1", "-ERR client-id should be greater than 0"),
+        ("CLIENT KILL", "-ERR wrong number of arguments for 'client|kill' command"),
+        ("CLIENT KILL nonsense 1", "-ERR syntax error"),
+        ("CLIENT KILL TYPE Foo", "-ERR Unknown client type 'Foo'"),
+        ("CLIENT KILL TYPE replica", ":0"),
+        ("CLIENT KILL SKIPME maybe", "-ERR syntax error"),
+        ("CLIENT KILL USER nobody", "-ERR No such user 'nobody'"),
     ] {
         assert_eq!(one.say(command).to_string(), expect, "{command}");
     }

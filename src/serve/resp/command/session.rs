@@ -232,20 +232,26 @@ fn line(client: &Client, info: &ClientInfo) -> String {
     }
 }
 
+/// Whether this type is `normal`, the only one that clients have here.
+fn client_type(name: &[u8]) -> Result<bool, String> {
+    match name.to_ascii_lowercase().as_slice() {
+        b"normal" => Ok(true),
+        b"master" | b"replica" | b"slave" | b"pubsub" => Ok(false),
+        _ => Err(format!("ERR Unknown client type '{}'", text(name))),
+    }
+}
+
 fn list(client: &Client, filters: &[&[u8]], out: &mut Output) {
     let wanted: Option<Vec<u64>> = match filters {
         [] => None,
-        [option, kind] if option.eq_ignore_ascii_case(b"TYPE") => {
-            let kind = kind.to_ascii_lowercase();
-            match kind.as_slice() {
-                b"normal" => None,
-                b"master" | b"replica" | b"slave" | b"pubsub" => Some(Vec::new()),
-                _ => {
-                    out.error(&format!("ERR Unknown client type '{}'", text(&kind)));
-                    return;
-                }
+        [option, kind] if option.eq_ignore_ascii_case(b"TYPE") => match client_type(kind) {
+            Ok(true) => None,
+            Ok(false) => Some(Vec::new()),
+            Err(why) => {
+                out.error(&why);
+                return;
             }
-        }
+        },
         [option, ids @ ..] if option.eq_ignore_ascii_case(b"ID") && !ids.is_empty() => {
             match ids.iter().map(|id| integer(id).and_then(|id| u64::try_from(id).ok())).collect() {
                 Some(ids) => Some(ids),
@@ -290,25 +296,40 @@ fn kill(client: &mut Client, filters: &[&[u8]], out: &mut Output) -> Outcome {
     }
     let mut victims = everybody;
     let mut skip_me = true;
-    if filters.is_empty() || !filters.len().is_multiple_of(2) {
+    if filters.is_empty() {
+        out.error("ERR wrong number of arguments for 'client|kill' command");
+        return Outcome::Done;
+    }
+    if !filters.len().is_multiple_of(2) {
         out.error("ERR syntax error");
         return Outcome::Done;
     }
     for pair in filters.chunks_exact(2) {
         let (option, value) = (pair[0].to_ascii_uppercase(), text(pair[1]));
         match option.as_slice() {
-            b"ID" => match value.parse::<u64>() {
-                Ok(id) => victims.retain(|info| info.id == id),
-                Err(_) => {
+            b"ID" => match integer(pair[1]).and_then(|id| u64::try_from(id).ok()) {
+                Some(id) if id > 0 => victims.retain(|info| info.id == id),
+                _ => {
                     out.error("ERR client-id should be greater than 0");
                     return Outcome::Done;
                 }
             },
             b"ADDR" => victims.retain(|info| info.addr.to_string() == value),
             b"LADDR" => victims.retain(|info| info.local_addr.to_string() == value),
-            b"USER" => victims.retain(|_| value == "default"),
-            b"TYPE" => victims.retain(|_| value.eq_ignore_ascii_case("normal")),
-            b"SKIPME" => skip_me = !value.eq_ignore_ascii_case("no"),
+            b"USER" if value == "default" => {}
+            b"USER" => {
+                out.error(&format!("ERR No such user '{value}'"));
+                return Outcome::Done;
+            }
+            b"TYPE" => match client_type(pair[1]) {
+                Ok(normal) => victims.retain(|_| normal),
+                Err(why) => {
+                    out.error(&why);
+                    return Outcome::Done;
+                }
+            },
+            b"SKIPME" if value.eq_ignore_ascii_case("yes") => skip_me = true,
+            b"SKIPME" if value.eq_ignore_ascii_case("no") => skip_me = false,
             _ => {
                 out.error("ERR syntax error");
                 return Outcome::Done;

@@ -158,6 +158,19 @@ fn several_topics_and_keys_are_one_subscription() {
 }
 
 #[test]
+fn a_member_may_have_an_empty_name() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put("t", 0, "x");
+    let karrow = Karrow::start(&kafka);
+    let mut client = karrow.named("g:");
+    assert_eq!(pop_text(&mut client, "topics:t"), "x");
+    assert_eq!(client.say("RPUSH acks last").int(), 1);
+    assert_eq!(karrow.named("g:").say("BLPOP topics:t 1").error(), "CONS id g: is already taken");
+    client.say("QUIT");
+    assert!(karrow.named("g:").say("LPOP topics:t").is_null(), "what was acked stays so");
+}
+
+#[test]
 fn what_is_wrong_is_named_and_harms_nothing() {
     let kafka = Kafka::with(&[("t", 1)]);
     kafka.put("t", 0, "x");

@@ -451,6 +451,46 @@ fn topics_are_created_listed_and_deleted() {
 }
 
 #[test]
+fn what_one_broker_cannot_do_is_refused() {
+    let broker = Broker::start();
+    let admin = Admin::new(&broker.options(), DEADLINE).unwrap();
+    let pair = |name: &str, value: &str| [(name.to_owned(), value.to_owned())];
+    let copies = "the replication factor is below 1 or more than there are brokers";
+    let setting = "a setting is unknown, or its value is wrong";
+    for (replication_factor, config, expected) in [
+        (1, pair("retention.ms", "60000"), None),
+        (-1, pair("cleanup.policy", "compact,delete"), None),
+        (3, pair("retention.ms", "60000"), Some(copies)),
+        (1, pair("no.such.setting", "1"), Some(setting)),
+        (1, pair("retention.ms", "soon"), Some(setting)),
+        (1, pair("cleanup.policy", "shred"), Some(setting)),
+    ] {
+        // Beside one that is well.
+        let name =
+            format!("t{replication_factor}-{}-{}", config[0].0, config[0].1.replace(',', "-"));
+        let well = format!("well-{name}");
+        let specs = [
+            TopicSpec { replication_factor, config: &config, ..TopicSpec::new(&name) },
+            TopicSpec::new(&well),
+        ];
+        let results = broker.runtime.block_on(admin.create(&specs)).unwrap();
+        let error = results[0].as_ref().err().map(|error| error.message().to_owned());
+        assert_eq!(error, expected.map(|why| format!("topic '{name}': {why}")), "{name}");
+        assert!(results[1].is_ok(), "{name}");
+        let exists = admin.list().unwrap().iter().any(|topic| topic.name == name);
+        assert_eq!(exists, expected.is_none(), "{name}");
+    }
+
+    let servers = &broker.options()["bootstrap.servers"];
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_karrow"))
+        .args(["topics", "create", "x", "--replication-factor", "3", "--brokers", servers])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), format!("karrow: topic 'x': {copies}\n"));
+}
+
+#[test]
 fn a_consumer_outlives_its_topic() {
     let broker = Broker::start();
     broker.create("orders", 2);

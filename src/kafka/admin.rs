@@ -164,6 +164,15 @@ fn outcome(result: Result<String, (String, RDKafkaErrorCode)>) -> Result<()> {
 
 /// What happened, in words. librdkafka's own text for a code begins with "Broker: ".
 fn text(code: RDKafkaErrorCode) -> String {
+    match code {
+        RDKafkaErrorCode::InvalidReplicationFactor => {
+            return "the replication factor is below 1 or more than there are brokers".to_owned();
+        }
+        RDKafkaErrorCode::InvalidConfig => {
+            return "a setting is unknown, or its value is wrong".to_owned();
+        }
+        _ => {}
+    }
     let text = code.to_string();
     // rdkafka shows a code as "TopicAlreadyExists (Broker: Topic 'x' already exists)".
     let text = text.split_once('(').map_or(text.as_str(), |(_, rest)| rest.trim_end_matches(')'));

@@ -2,7 +2,7 @@
 //!
 //! Its own loop cannot tell the port it got for 0, and waits for its clients when told to stop. Our
 //! own answers: Fetch (`fetch.rs`), Produce (which wakes the fetches), DeleteTopics (`delete.rs`),
-//! what else tansu would panic at (`guard.rs`), InitProducerId (tansu panics when a producer renews
+//! what else tansu would panic at, or accept and not do (`guard.rs`), InitProducerId (tansu panics when a producer renews
 //! its id) and Metadata (it creates no topics).
 //! DeleteRecords panics, describing groups fails and transactions cannot end in tansu 0.6, so this
 //! broker does not offer them: clients learn that from ApiVersions.
@@ -21,9 +21,9 @@ use tansu_broker::service::{coordinator, storage as routes};
 use tansu_sans_io::create_topics_request::CreatableTopic;
 use tansu_sans_io::metadata_response::MetadataResponseTopic;
 use tansu_sans_io::{
-    Body, DeleteTopicsRequest, ErrorCode, FetchRequest, IncrementalAlterConfigsRequest,
-    InitProducerIdRequest, InitProducerIdResponse, MetadataRequest, MetadataResponse,
-    ProduceRequest, ProduceResponse,
+    Body, CreateTopicsRequest, DeleteTopicsRequest, ErrorCode, FetchRequest,
+    IncrementalAlterConfigsRequest, InitProducerIdRequest, InitProducerIdResponse, MetadataRequest,
+    MetadataResponse, ProduceRequest, ProduceResponse,
 };
 use tansu_service::{
     BytesFrameLayer, FrameRequestLayer, FrameRouteBuilder, FrameRouteService, TcpBytesLayer,
@@ -45,7 +45,7 @@ use crate::error::Result;
 
 use super::delete::{DeleteTopics, Gate, Gated};
 use super::fetch::{LongFetch, Waiters};
-use super::guard::{SetConfigs, split_produce};
+use super::guard::{CheckedTopics, SetConfigs, split_produce};
 use super::{BrokerHealth, DRAIN, dir_error, internal};
 
 /// Keys every row of the database: changing it would hide all data. Also what Kafka clients see.
@@ -253,7 +253,6 @@ fn router(
 ) -> Result<Gated<Router>, BrokerError> {
     let mut builder = Router::builder();
     for route in [
-        routes::create_topics,
         routes::delete_groups,
         routes::describe_cluster,
         routes::describe_configs,
@@ -271,6 +270,7 @@ fn router(
     builder = route::<FetchRequest, _>(builder, storage, fetch)?;
     let produce = WakingProduce { waiters, health: health.clone() };
     builder = route::<ProduceRequest, _>(builder, storage, produce)?;
+    builder = route::<CreateTopicsRequest, _>(builder, storage, CheckedTopics)?;
     builder = route::<IncrementalAlterConfigsRequest, _>(builder, storage, SetConfigs)?;
     builder = route::<InitProducerIdRequest, _>(builder, storage, FreshProducerId)?;
     builder = route::<MetadataRequest, _>(builder, storage, CreatingMetadata)?;

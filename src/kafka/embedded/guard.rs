@@ -1,4 +1,5 @@
-//! Keeps from tansu what it would panic at: its storage is one task, and a panic ends it for all.
+//! Keeps from tansu what it would panic at: its storage is one task, and a panic ends it for all. And
+//! what it would accept and not do: copies, and settings that nobody knows.
 //!
 //! What arrives from a client's stale metadata is answered as Kafka does; should the storage fail
 //! all the same, [`BrokerHealth`](super::BrokerHealth) says so.
@@ -7,16 +8,18 @@ use std::collections::{HashMap, HashSet};
 
 use rama::{Context, Service};
 use tansu_sans_io::create_topics_request::CreatableTopic;
+use tansu_sans_io::create_topics_response::CreatableTopicResult;
 use tansu_sans_io::incremental_alter_configs_request::AlterConfigsResource;
 use tansu_sans_io::incremental_alter_configs_response::AlterConfigsResourceResponse;
 use tansu_sans_io::metadata_response::MetadataResponseTopic;
 use tansu_sans_io::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use tansu_sans_io::{
-    Body, ErrorCode, IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
-    ProduceRequest,
+    Body, CreateTopicsRequest, CreateTopicsResponse, ErrorCode, IncrementalAlterConfigsRequest,
+    IncrementalAlterConfigsResponse, NULL_TOPIC_ID, ProduceRequest,
 };
 use tansu_storage::{
-    Error as StorageError, IncrementalAlterConfigsService, Storage, StorageContainer, TopicId,
+    CreateTopicsService, Error as StorageError, IncrementalAlterConfigsService, Storage,
+    StorageContainer, TopicId,
 };
 
 /// The topic, where it exists.
@@ -122,6 +125,114 @@ fn set_defaults(topic: &mut CreatableTopic) {
         topic.replication_factor = 1;
     }
 }
+
+/// CreateTopics, which refuses what tansu would accept and not do.
+#[derive(Debug)]
+pub(super) struct CheckedTopics;
+
+impl Service<StorageContainer, CreateTopicsRequest> for CheckedTopics {
+    type Response = CreateTopicsResponse;
+    type Error = StorageError;
+
+    async fn serve(
+        &self,
+        ctx: Context<StorageContainer>,
+        mut req: CreateTopicsRequest,
+    ) -> Result<CreateTopicsResponse, StorageError> {
+        let mut good = Vec::new();
+        let mut refused = Vec::new();
+        for topic in req.topics.take().unwrap_or_default() {
+            match topic_error(&topic) {
+                None => good.push(topic),
+                Some((code, why)) => refused.push(
+                    CreatableTopicResult::default()
+                        .name(topic.name)
+                        .topic_id(Some(NULL_TOPIC_ID))
+                        .error_code(code.into())
+                        .error_message(Some(why))
+                        .topic_config_error_code(None)
+                        .num_partitions(Some(-1))
+                        .replication_factor(Some(-1))
+                        .configs(Some(Vec::new())),
+                ),
+            }
+        }
+        let mut response = CreateTopicsService.serve(ctx, req.topics(Some(good))).await?;
+        response.topics.get_or_insert_default().extend(refused);
+        Ok(response)
+    }
+}
+
+fn topic_error(topic: &CreatableTopic) -> Option<(ErrorCode, String)> {
+    // -1 was resolved by `tame`.
+    let copies = topic.replication_factor;
+    if copies != 1 {
+        let why = format!("replication factor {copies}: there is one broker");
+        return Some((ErrorCode::InvalidReplicationFactor, why));
+    }
+    if topic.num_partitions < 1 {
+        let why = "the number of partitions must be at least 1".to_owned();
+        return Some((ErrorCode::InvalidPartitions, why));
+    }
+    let mut configs = topic.configs.iter().flatten();
+    let why = configs.find_map(|config| config_error(&config.name, config.value.as_deref()))?;
+    Some((ErrorCode::InvalidConfig, why))
+}
+
+/// What is wrong with a topic's setting. All of Kafka's are taken; this broker acts on few of them.
+fn config_error(name: &str, value: Option<&str>) -> Option<String> {
+    if !TOPIC_CONFIGS.contains(&name) {
+        return Some(format!("unknown topic config {name}"));
+    }
+    let value = value?;
+    let is_wrong = if name.ends_with(".ms") || name.ends_with(".bytes") {
+        !value.trim().parse::<i64>().is_ok_and(|number| number >= -1)
+    } else {
+        name == "cleanup.policy"
+            && !value.split(',').all(|word| matches!(word.trim(), "compact" | "delete" | ""))
+    };
+    is_wrong.then(|| format!("invalid value {value} of {name}"))
+}
+
+/// The settings of topics in Kafka 4, and those of Kafka 3 that tools still send.
+const TOPIC_CONFIGS: [&str; 36] = [
+    "cleanup.policy",
+    "compression.gzip.level",
+    "compression.lz4.level",
+    "compression.type",
+    "compression.zstd.level",
+    "delete.retention.ms",
+    "file.delete.delay.ms",
+    "flush.messages",
+    "flush.ms",
+    "follower.replication.throttled.replicas",
+    "index.interval.bytes",
+    "leader.replication.throttled.replicas",
+    "local.retention.bytes",
+    "local.retention.ms",
+    "max.compaction.lag.ms",
+    "max.message.bytes",
+    "message.downconversion.enable",
+    "message.format.version",
+    "message.timestamp.after.max.ms",
+    "message.timestamp.before.max.ms",
+    "message.timestamp.difference.max.ms",
+    "message.timestamp.type",
+    "min.cleanable.dirty.ratio",
+    "min.compaction.lag.ms",
+    "min.insync.replicas",
+    "preallocate",
+    "remote.log.copy.disable",
+    "remote.log.delete.on.disable",
+    "remote.storage.enable",
+    "retention.bytes",
+    "retention.ms",
+    "segment.bytes",
+    "segment.index.bytes",
+    "segment.jitter.ms",
+    "segment.ms",
+    "unclean.leader.election.enable",
+];
 
 /// IncrementalAlterConfigs, which can set and delete, but neither append nor subtract.
 #[derive(Debug)]

@@ -46,7 +46,7 @@ impl BrokerHealth {
 
     /// Whether this is the first failure.
     #[cfg_attr(not(feature = "embedded-broker"), allow(dead_code))]
-    fn fail(&self) -> bool {
+    pub(crate) fn fail(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }
 }

@@ -199,3 +199,51 @@ async fn ready(State(state): State<Arc<HttpState>>) -> Response {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::kafka::producer::ProducerLimits;
+
+    #[tokio::test]
+    async fn a_broker_whose_storage_has_failed_is_not_ready() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let health = BrokerHealth::default();
+        let options = [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())].into();
+        let limits = ProducerLimits { connection_bytes_max: 1, topic_bytes_max: 1 };
+        let runtime = tokio::runtime::Handle::current();
+        let state = Arc::new(HttpState {
+            registry: Registry::new(Default::default(), metrics.clone()),
+            producer: Arc::new(Producer::new(&options, limits, runtime, metrics.clone())),
+            metrics,
+            stopping: AtomicBool::new(false),
+            broker: Some(health.clone()),
+        });
+        let server = HttpServer::bind(&HttpConfig {
+            addr: SocketAddr::from(([127, 0, 0, 1], 0)),
+            protected_mode: true,
+            connections_max: 8,
+            request_time_max: Duration::from_secs(30),
+        })
+        .unwrap();
+        let addr = server.addr();
+        server.start(state).unwrap();
+        let get = async |path: &str| {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut page = String::new();
+            stream.read_to_string(&mut page).await.unwrap();
+            page
+        };
+        assert!(get("/readyz").await.contains("\r\n\r\nKafka: "), "that is another reason");
+        health.fail();
+        let page = get("/readyz").await;
+        assert!(page.starts_with("HTTP/1.0 503 "), "{page}");
+        assert!(page.contains("storage has failed, restart karrow"), "{page}");
+        assert!(get("/livez").await.starts_with("HTTP/1.0 200 "), "it lives");
+    }
+}

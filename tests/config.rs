@@ -388,6 +388,7 @@ fn a_setting_that_nothing_uses_is_a_warning() {
     }
 }
 
+#[cfg(feature = "embedded-broker")]
 #[test]
 fn a_port_that_is_taken_is_named_with_its_flag() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use karrow::kafka::admin::{Admin, TopicSpec};
-
-use crate::support::{Client, DEADLINE, Kafka, Karrow, Reply, eventually};
+use crate::support::{Client, Kafka, Karrow, Reply, eventually};
 
 const PARTITIONS: i64 = 4;
 
@@ -193,12 +191,14 @@ fn twenty_members_come_and_go_under_kip_848() {
 #[cfg(feature = "embedded-broker")]
 #[test]
 fn members_come_and_go_under_the_eager_protocol() {
+    use karrow::kafka::admin::{Admin, TopicSpec};
+
     let karrow = Karrow::embedded(&[]);
     let options = karrow::config::KafkaOptions::from([(
         "bootstrap.servers".to_owned(),
         karrow.brokers.clone(),
     )]);
-    let admin = Admin::new(&options, DEADLINE).expect("a client");
+    let admin = Admin::new(&options, crate::support::DEADLINE).expect("a client");
     let topic = TopicSpec { partitions: PARTITIONS as i32, ..TopicSpec::new("t") };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(admin.create(&[topic])).expect("an answer").remove(0).expect("created");

@@ -20,6 +20,7 @@ pub struct Karrow {
     resp: SocketAddr,
     http: SocketAddr,
     /// Kafka's bootstrap servers.
+    #[cfg(feature = "embedded-broker")]
     pub brokers: String,
     _dir: Option<tempfile::TempDir>,
 }
@@ -42,6 +43,7 @@ impl Karrow {
     }
 
     /// With its own broker.
+    #[cfg(feature = "embedded-broker")]
     pub fn embedded(flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().to_str().expect("UTF-8").to_owned();
@@ -86,6 +88,7 @@ impl Karrow {
             running: Some(running),
             resp: at.resp,
             http: at.http.expect("HTTP is on"),
+            #[cfg(feature = "embedded-broker")]
             brokers: at.brokers,
             _dir: dir,
         }

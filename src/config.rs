@@ -211,10 +211,9 @@ impl KafkaConfig {
         warnings: &mut Vec<Warning>,
     ) -> Result<()> {
         match brokers {
-            Some(brokers) if brokers.split(',').all(|broker| broker.trim().is_empty()) => {
-                return Err(Error::invalid("brokers: expected host:port[,host:port…]"));
-            }
             Some(brokers) => {
+                checked_brokers(brokers)
+                    .map_err(|why| Error::invalid(format!("brokers: {why}")))?;
                 if !typed && self.named_brokers().is_some_and(|named| named != brokers) {
                     warnings.push(Warning(format!(
                         "brokers={brokers} replaces bootstrap.servers of the librdkafka file"
@@ -354,6 +353,34 @@ fn positive(name: &str, size: Option<ByteSize>, default: usize) -> Result<usize>
 
 fn span(span: Option<Span>, default: Duration) -> Duration {
     span.map_or(default, |Span(duration)| duration)
+}
+
+/// librdkafka passes over what it cannot read, and would wait for brokers for ever. An entry is
+/// `[protocol://]host[:port]`; a host that has colons stands in brackets.
+fn checked_brokers(brokers: &str) -> std::result::Result<(), String> {
+    for broker in brokers.split(',') {
+        let shown = broker.trim();
+        let expected = |what: &str| format!("expected host:port[,host:port…], {what}");
+        let address = shown.split_once("://").map_or(shown, |(_, address)| address);
+        let (host, port) = match address.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, rest)) => (host, Some(rest.strip_prefix(':').unwrap_or(""))),
+            None => {
+                address.rsplit_once(':').map_or((address, None), |(host, port)| (host, Some(port)))
+            }
+        };
+        if shown.is_empty() {
+            return Err(expected("an entry is empty"));
+        }
+        let is_bare = !address.starts_with('[') && host.contains(':');
+        if host.is_empty() || is_bare || host.contains(char::is_whitespace) {
+            return Err(expected(&format!("'{shown}' has no legal host")));
+        }
+        if port.is_some_and(|port| port.parse::<u16>().map_or(true, |port| port == 0)) {
+            return Err(expected(&format!("'{shown}' has no legal port")));
+        }
+    }
+    Ok(())
 }
 
 fn checked_topics(topics: Vec<String>) -> Result<Vec<String>> {

@@ -22,18 +22,18 @@ use crate::stream::registry::Registry;
 /// How long creating `--topics` may take; the embedded broker needs some milliseconds.
 const TOPICS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves until `shutdown` is cancelled, then stops gracefully.
+/// Serves until `shutdown` is cancelled, then stops gracefully; returns how many messages that were taken from clients
+/// were not stored.
 ///
 /// # Errors
 /// As [`start`].
-pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<()> {
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<usize> {
     let topic = config.topics.first().cloned().unwrap_or_else(|| "greetings".to_owned());
     let running = start(config).await?;
     // Nobody reading stdout is no reason not to serve.
     let _ = std::io::stdout().write_all(banner(running.addresses(), &topic).as_bytes());
     shutdown.cancelled().await;
-    running.stop().await;
-    Ok(())
+    Ok(running.stop().await)
 }
 
 /// Everything that `karrow serve` runs.
@@ -109,20 +109,27 @@ impl Running {
         &self.at
     }
 
-    /// Stops gracefully, within the grace period of its configuration.
-    pub async fn stop(self) {
+    /// Stops gracefully, within the grace period of its configuration; returns how many messages that were taken from
+    /// clients were not stored.
+    pub async fn stop(self) -> usize {
         self.http.stopping.store(true, Ordering::Release);
-        stop(&self.gateway, &self.registry, &self.producer, self.grace).await;
+        let lost = stop(&self.gateway, &self.registry, &self.producer, self.grace).await;
         self.producer.close();
         if let Some(broker) = self.broker {
             broker.shutdown().await;
         }
+        lost
     }
 }
 
 /// Connections answer what they owe and close, sessions commit and leave, the producer flushes: in this order,
-/// together within `grace`.
-async fn stop(gateway: &Gateway, registry: &Registry, producer: &Producer, grace: Duration) {
+/// together within `grace`. Returns how many messages were not stored.
+async fn stop(
+    gateway: &Gateway,
+    registry: &Registry,
+    producer: &Producer,
+    grace: Duration,
+) -> usize {
     let until = Instant::now() + grace;
     let left = || until.saturating_duration_since(Instant::now());
     gateway.stop();
@@ -140,10 +147,9 @@ async fn stop(gateway: &Gateway, registry: &Registry, producer: &Producer, grace
     // At once, because replies of RPUSH wait for it: it ends the lingering.
     tokio::join!(clients, producer.flush(left()));
     // What clients have produced since.
-    match producer.flush(left()).await {
-        0 => {}
-        messages => {
-            tracing::error!(messages, "messages were not stored before the shutdown's grace ended")
-        }
+    let messages = producer.flush(left()).await;
+    if messages > 0 {
+        tracing::error!(messages, "messages were not stored before the shutdown's grace ended");
     }
+    messages
 }

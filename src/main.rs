@@ -14,6 +14,9 @@ use tracing_subscriber::EnvFilter;
 /// `EX_USAGE` of sysexits.h: the command line or a file it names is wrong.
 const EXIT_USAGE: u8 = 64;
 
+/// Something failed, or messages that clients were told are buffered were not stored when the grace of a stop ended.
+const EXIT_FAILURE: u8 = 1;
+
 /// Libraries that log each error before they return it: karrow reports it, once.
 const QUIET: &str =
     "tansu_broker=off,tansu_storage=off,tansu_service=off,tansu_sans_io=off,rama=off";
@@ -34,12 +37,12 @@ fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Command::Serve(flags) => serve(flags),
-        Command::Topics(flags) => topics(flags),
+        Command::Topics(flags) => topics(flags).map(|()| ExitCode::SUCCESS),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(Failure::Usage(error)) => fail(&error, EXIT_USAGE),
-        Err(Failure::Runtime(error)) => fail(&error, 1),
+        Err(Failure::Runtime(error)) => fail(&error, EXIT_FAILURE),
     }
 }
 
@@ -53,7 +56,7 @@ fn fail(error: &Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn serve(flags: ServeFlags) -> Result<(), Failure> {
+fn serve(flags: ServeFlags) -> Result<ExitCode, Failure> {
     let (config, warnings) = Config::load(flags).map_err(Failure::Usage)?;
     start_logging(&config.log, &warnings).map_err(Failure::Usage)?;
     karrow::kafka::options::check(&config.kafka).map_err(Failure::Usage)?;
@@ -62,12 +65,16 @@ fn serve(flags: ServeFlags) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| internal("cannot start threads", &error))?;
-    runtime.block_on(async {
+    let lost = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         cancel_on_signal(shutdown.clone())
             .map_err(|error| internal("cannot watch signals", &error))?;
         karrow::app::serve(config, shutdown).await.map_err(Failure::Runtime)
-    })
+    });
+    // Requests that still wait for a broker must not hold the process beyond its grace.
+    runtime.shutdown_background();
+    // They are in the log already.
+    Ok(if lost? > 0 { ExitCode::from(EXIT_FAILURE) } else { ExitCode::SUCCESS })
 }
 
 fn topics(flags: TopicsFlags) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ pub struct Metrics {
     pub connections_accepted: IntCounter,
     /// Connections refused: too many, or protected mode.
     pub connections_refused: IntCounterVec,
-    /// Commands by name and outcome (`ok`, `error`).
+    /// Commands by name and outcome (`ok`, `error`), counted once that is known.
     pub commands: IntCounterVec,
     /// Bytes read from clients.
     pub received_bytes: IntCounter,
@@ -28,7 +28,8 @@ pub struct Metrics {
     pub produced_messages: IntCounterVec,
     /// Their payloads' bytes.
     pub produced_bytes: IntCounterVec,
-    /// What became of produced messages, by topic and outcome (`stored`, `failed`).
+    /// What became of produced messages, by topic and outcome (`stored`, `failed`); those to topics that did not exist
+    /// have one label together.
     pub deliveries: IntCounterVec,
     /// Messages in the producer that are neither stored nor failed.
     pub unflushed: IntGauge,

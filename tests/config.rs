@@ -151,7 +151,15 @@ fn a_wrong_file_is_one_line_that_names_file_place_and_setting() {
         ("log-level = \"info,loud\"", "log-level: 'loud' is no level"),
         ("log-level = \"a=b=c\"", "log-level: 'a=b=c': error parsing level filter"),
         ("log-format = \"xml\"", "log-format: unknown variant `xml`"),
-        ("brokers = \" , \"", "brokers: ' , ': expected host:port"),
+        ("brokers = \" , \"", "brokers: expected host:port[,host:port…], an entry is empty"),
+        ("brokers = \"a:1,,b:2\"", "an entry is empty"),
+        ("brokers = \"a:1, host:notaport\"", "'host:notaport' has no legal port"),
+        ("brokers = \"a:\"", "'a:' has no legal port"),
+        ("brokers = \"a:0\"", "'a:0' has no legal port"),
+        ("brokers = \"a:65536\"", "'a:65536' has no legal port"),
+        ("brokers = \":9092\"", "':9092' has no legal host"),
+        ("brokers = \"::1:9092\"", "'::1:9092' has no legal host"),
+        ("brokers = \"a b:1\"", "'a b:1' has no legal host"),
     ] {
         let error = toml(text).unwrap_err();
         assert!(error.contains(expected), "{text:?} gave {error:?}, not {expected:?}");
@@ -160,6 +168,10 @@ fn a_wrong_file_is_one_line_that_names_file_place_and_setting() {
         ("{\"consumer\":\n{\"a\" 1}}", "librdkafka.json:2:6: expected `:`"),
         ("[]", "librdkafka.json: must hold a JSON object"),
         ("{\"consumer\": 1}", "consumer must be a JSON object"),
+        (
+            "{\"general\": {\"metadata.broker.list\": \"k:x\"}}",
+            "librdkafka.json: general.bootstrap.servers: expected host:port[,host:port…], 'k:x' has no legal port",
+        ),
         (
             "{\"consumers\": {}}",
             "unknown section 'consumers', expected general, consumer or producer",
@@ -232,6 +244,14 @@ fn rafkas_file_is_taken_as_it_is() {
         assert_eq!(of_it, 1, "{expected}: {warnings:?}");
     }
     assert_eq!(warnings.len(), 5, "{warnings:?}");
+}
+
+#[test]
+fn brokers_are_written_as_librdkafka_reads_them() {
+    for brokers in ["k", "k:1", "k1:1, k2:2", "[::1]:9092", "[::1]", "SSL://k:9093", "10.0.0.1:1"] {
+        let config = toml(&format!("brokers = \"{brokers}\"")).unwrap();
+        assert_eq!(config.kafka.bootstrap_servers(), brokers);
+    }
 }
 
 #[test]
@@ -323,6 +343,8 @@ fn a_mistake_ends_the_process_with_64() {
             "'f=l=g'",
         ),
         (vec!["serve", "--embedded", "--brokers", "k:1"], vec![], "exclude each other"),
+        (vec!["serve", "--brokers", "k:1,k:notaport"], vec![], "'k:notaport' has no legal port"),
+        (vec!["topics", "list", "--brokers", "k:x"], vec![], "'k:x' has no legal port"),
         (vec!["topics", "create"], vec![], "TOPIC"),
         (vec!["topics", "create", "a", "--partitions", "0"], vec![], "--partitions"),
         (vec!["topics", "create", "a", "--config", "k"], vec![], "KEY=VALUE"),

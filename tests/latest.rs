@@ -1,5 +1,6 @@
 //! `auto.offset.reset=latest` without a loss: where a partition starts is committed before its first delivery.
 
+use crate::support::kafka::{Code, HEARTBEAT};
 use crate::support::{Client, Kafka, Karrow, eventually};
 
 const KEY: &str = r#"topics:t:{"auto.offset.reset":"latest"}"#;
@@ -83,4 +84,27 @@ fn a_commit_of_the_group_wins() {
     assert_eq!(early.say("RPUSH acks last").int(), 1);
     early.say("QUIT");
     assert_eq!(offset(&mut karrow.named("g:late"), KEY), 1);
+}
+
+/// The session goes on with a new consumer; what came in between is new to it.
+#[test]
+fn topics_that_came_while_no_consumer_ran_start_at_their_beginning() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put("t", 0, "old");
+    let karrow = Karrow::start(&kafka);
+    let mut client = karrow.named("g:n");
+    let key = key("t,later");
+    assert!(client.call(&["BLPOP", &key, "1"]).is_null());
+    eventually("the start", || (kafka.committed("g", "t", 0) == Some(1)).then_some(()));
+    kafka.fail(HEARTBEAT, &[Code::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID; 2]);
+    karrow.await_metric("karrow_sessions{state=\"dormant\"}", |count| count == 1.0);
+    kafka.heal(HEARTBEAT);
+    kafka.create("later", 1);
+    kafka.put_all("later", 0, ["first", "second"]);
+    // The fatal error is said once.
+    assert!(client.call(&["BLPOP", &key, "30"]).error().starts_with("CONS Poll "));
+    for expect in ["first", "second"] {
+        let message = client.call(&["BLPOP", &key, "30"]).message().expect("a message");
+        assert_eq!((message.topic.as_str(), message.text()), ("later", expect));
+    }
 }

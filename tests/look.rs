@@ -1,5 +1,7 @@
 //! Looking at topics, counters and commands.
 
+use std::time::{Duration, Instant};
+
 use crate::support::kafka::Code;
 use crate::support::{Kafka, Karrow, Reply};
 
@@ -68,8 +70,21 @@ fn what_does_not_exist_is_empty() {
 fn without_a_broker_looking_is_an_error_and_the_connection_lives() {
     let karrow = Karrow::at("127.0.0.1:1", &[], |_| {});
     let mut client = karrow.connect();
+    let start = Instant::now();
+    let looks = ["SCAN 0", "EXISTS topics:t", "TYPE topics:t", "LLEN topics:t", "KEYS *"];
+    let mut lookers: Vec<_> = looks.iter().map(|_| karrow.connect()).collect();
+    for (looker, command) in lookers.iter_mut().zip(looks) {
+        looker.start(command);
+    }
     let reply = client.say("KEYS topics:");
     assert!(reply.error().starts_with("ERR Error getting metadata: "), "{reply}");
+    for (looker, command) in lookers.iter_mut().zip(looks) {
+        let reply = looker.reply();
+        assert!(reply.error().starts_with("ERR "), "{command}: {reply}");
+        assert!(reply.error().contains("metadata"), "{command}: {reply}");
+    }
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(20), "promised are ten seconds: {took:?}");
     assert_eq!(client.say("PING").to_string(), "+PONG");
     let (status, page) = karrow.get("/livez");
     assert_eq!((status, page.as_str()), (200, "ok\n"));

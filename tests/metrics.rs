@@ -56,12 +56,19 @@ fn every_metric_moves() {
     client.say("RPUSH acks t:0:1");
     karrow.await_metric("karrow_commits_total{outcome=\"error\"}", |count| count >= 1.0);
 
+    // A command whose outcome comes later is counted by it.
+    let rpush = |outcome: &str| {
+        labelled("karrow_commands_total", &format!("command=\"rpush\",outcome=\"{outcome}\""))
+    };
+    let (ok, error) = (rpush("ok"), rpush("error"));
     assert_eq!(client.call(&["RPUSH", "topics:p", "four", "sixsix"]).int(), 2);
+    assert_eq!((rpush("ok"), rpush("error")), (ok + 1.0, error));
     assert_eq!(labelled("karrow_produced_messages_total", "topic=\"p\""), 2.0);
     assert_eq!(labelled("karrow_produced_bytes_total", "topic=\"p\""), 10.0);
     assert_eq!(labelled("karrow_deliveries_total", "outcome=\"stored\",topic=\"p\""), 2.0);
     kafka.fail(PRODUCE, &[Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
-    client.say("RPUSH topics:p refused");
+    assert!(client.say("RPUSH topics:p refused").error().starts_with("PROD "));
+    assert_eq!((rpush("ok"), rpush("error")), (ok + 1.0, error + 1.0));
     assert_eq!(labelled("karrow_deliveries_total", "outcome=\"failed\",topic=\"p\""), 1.0);
     kafka.set_leader("stuck", 0, None);
     client.say("RPUSHX topics:stuck x");
@@ -77,6 +84,9 @@ fn every_metric_moves() {
     other.say("PING");
     other.say("PING a b");
     assert_eq!((command("ping", "ok"), command("ping", "error")), (1.0, 1.0));
+    assert!(other.say("LLEN topics:..").error().starts_with("ERR "));
+    assert_eq!(other.say("LLEN topics:p").int(), 2);
+    assert_eq!((command("llen", "ok"), command("llen", "error")), (1.0, 1.0));
     assert_eq!((command("unknown", "error"), command("blpop", "ok")), (1.0, 3.0));
     assert!(metric("karrow_received_bytes_total") > 200.0);
     assert!(metric("karrow_sent_bytes_total") > 100.0);

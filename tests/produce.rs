@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 use crate::support::kafka::{Code, METADATA, PRODUCE};
 use crate::support::{Kafka, Karrow, Reply, eventually};
 
+/// Messages to topics that did not exist, whatever their names.
+const FAILED_MISSING: &str = "karrow_deliveries_total{outcome=\"failed\",topic=\"(missing)\"}";
+
 /// A field of `HGETALL stats`.
 fn stat(karrow: &Karrow, name: &str) -> usize {
     let stats = karrow.connect().say("HGETALL stats");
@@ -97,7 +100,7 @@ fn a_missing_topic_is_found_out_at_once() {
         took < Duration::from_millis(1500),
         "promised is half a second on an idle machine: {took:?}"
     );
-    assert_eq!(karrow.metric("karrow_deliveries_total{outcome=\"failed\",topic=\"gone\"}"), 1.0);
+    assert_eq!(karrow.metric(FAILED_MISSING), 1.0);
     let missing = "PROD Broker: Unknown topic or partition: 'gone'";
     assert_eq!(client.say("RPUSHX topics:gone b").error(), missing);
     assert_eq!(
@@ -126,6 +129,63 @@ fn a_missing_topic_is_found_out_at_once() {
         matches!(client.say("RPUSH topics:gone f"), Reply::Int(1)).then_some(())
     });
     assert_eq!(kafka.values("gone", 0), [b"f"]);
+}
+
+/// More names than may wait for their verdict at once: they pass, and leave nothing behind.
+#[test]
+fn names_that_clients_invent_do_not_stay() {
+    let kafka = Kafka::with(&[("p", 1)]);
+    let karrow = Karrow::with(&kafka, &[], |config| {
+        // The mock cluster would create them all.
+        config.kafka.producer.insert("allow.auto.create.topics".into(), "false".into());
+    });
+    let mut client = karrow.connect();
+    let names = 600;
+    for index in 0..names {
+        client.start(&format!("RPUSHX topics:invented-{index} x"));
+    }
+    client.start("RPUSH topics:p y");
+    for _ in 0..=names {
+        assert_eq!(client.reply().int(), 1);
+    }
+    assert_eq!(client.say("DUMP 30000").int(), 0);
+    let reply = client.say("RPUSH topics:invented-x a b");
+    assert!(reply.error().ends_with("(2 of 2 messages not stored)"), "{reply}");
+    assert_eq!(karrow.metric(FAILED_MISSING), f64::from(names + 2));
+    assert_eq!(stat(&karrow, "producer.delivery.errors"), names as usize + 2);
+    let metrics = karrow.metrics();
+    assert!(!metrics.keys().any(|name| name.contains("invented")), "{metrics:?}");
+    eventually("the names to be forgotten", || {
+        let page = client.say("INFO kafka");
+        let (_, rest) = page.text().split_once("producer_topics:").expect("a row");
+        let count: usize = rest.lines().next().and_then(|row| row.parse().ok()).expect("a number");
+        // The real one, and the missing ones that are remembered.
+        (count <= 257).then_some(())
+    });
+    assert_eq!(client.say("RPUSH topics:p z").int(), 1);
+    // A name that was forgotten is asked for anew.
+    kafka.create("invented-0", 1);
+    eventually("the topic", || {
+        matches!(client.say("RPUSH topics:invented-0 x"), Reply::Int(1)).then_some(())
+    });
+}
+
+/// While no broker answers, messages to a topic that nobody knows wait as long as those of any other.
+#[test]
+fn without_a_broker_messages_wait_until_their_time_is_over() {
+    let karrow = Karrow::at("127.0.0.1:1", &[], |config| {
+        config.kafka.producer.insert("message.timeout.ms".into(), "1000".into());
+        config.kafka.producer.insert("linger.ms".into(), "0".into());
+    });
+    let mut client = karrow.connect();
+    assert_eq!(client.say("RPUSHX topics:unknown a").int(), 1);
+    let reply = client.say("RPUSH topics:unknown b");
+    assert_eq!(
+        reply.error(),
+        "PROD Local: Message timed out: 'unknown' (1 of 1 messages not stored)"
+    );
+    assert_eq!(stat(&karrow, "producer.delivery.errors"), 2);
+    assert_eq!(client.say("DUMP 1000").int(), 0);
 }
 
 #[test]

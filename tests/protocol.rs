@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::client::request;
-use crate::support::{Kafka, Karrow, Reply, eventually};
+use crate::support::{Client, Kafka, Karrow, Reply, eventually};
 
 /// No command here asks Kafka anything.
 fn karrow() -> Karrow {
@@ -290,6 +290,36 @@ fn a_client_that_only_ended_its_writing_gets_its_replies() {
         ":3\\r\\n+PONG\\r\\n",
         "although Kafka answered long after the end"
     );
+}
+
+/// Others on its thread do not wait for the end of a long EXEC: somebody sees it half done.
+#[test]
+fn a_long_exec_lets_others_run() {
+    let karrow = Karrow::at("127.0.0.1:1", &["--io-threads", "1"], |_| {});
+    let (mut long, mut other) = (karrow.connect(), karrow.connect());
+    let id = long.say("CLIENT ID").int();
+    let count = 200_000;
+    long.raw(&request(&["MULTI"]));
+    long.raw(&request(&["PING"]).repeat(count));
+    let commands = |other: &mut Client| -> usize {
+        let line = other.say(&format!("CLIENT LIST ID {id}"));
+        let (_, rest) = line.text().split_once(" tot-cmds=").expect("a count");
+        rest.split(' ').next().and_then(|count| count.parse().ok()).expect("a number")
+    };
+    assert_eq!(long.reply().to_string(), "+OK");
+    for _ in 0..count {
+        assert_eq!(long.reply().to_string(), "+QUEUED");
+    }
+    let before = commands(&mut other);
+    long.raw(&request(&["EXEC"]));
+    let mut seen_half_done = false;
+    eventually("the end of EXEC", || {
+        let done = commands(&mut other) - before;
+        seen_half_done |= (2..count).contains(&done);
+        (done > count).then_some(())
+    });
+    assert!(seen_half_done);
+    assert_eq!(long.reply().array().len(), count);
 }
 
 #[test]

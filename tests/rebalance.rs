@@ -274,3 +274,23 @@ fn a_revoked_partition_is_gone_and_a_kept_one_is_not() {
         }
     }
 }
+
+/// Its partitions may all go to others: it is there all the same.
+#[test]
+fn a_topic_that_appears_is_missing_to_no_member() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let karrow = Karrow::start(&kafka);
+    let mut members = ["g:a", "g:b"].map(|name| karrow.named(name));
+    for member in &mut members {
+        assert!(member.say("BLPOP topics:later 0.2").is_null());
+    }
+    let missing = || {
+        let lines = karrow.clients();
+        lines.iter().filter(|line| line.ends_with(" missing-topics=later")).count()
+    };
+    eventually("both to miss it", || (missing() == 2).then_some(()));
+    // One partition: one of them gets nothing.
+    kafka.create("later", 1);
+    eventually("both to find it", || (missing() == 0).then_some(()));
+    assert_eq!(karrow.metric("karrow_missing_topics{topic=\"later\"}"), 0.0);
+}

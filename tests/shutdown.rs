@@ -1,7 +1,8 @@
 //! The end: everybody gets an answer, what was acked is committed, what was produced is stored.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::{Client, Kafka, Karrow, eventually};
@@ -96,6 +97,49 @@ fn a_stop_waits_for_messages_whose_topic_is_being_looked_up() {
     assert_eq!(kafka.values("p", 0), [b"x"]);
 }
 
+/// Whoever supervises the process learns that something was lost.
+#[test]
+fn messages_that_were_not_stored_are_counted_and_change_the_exit_code() {
+    let kafka = Kafka::with(&[("stuck", 1)]);
+    kafka.set_leader("stuck", 0, None);
+    let mut process = Command::new(env!("CARGO_BIN_EXE_karrow"))
+        .args(["serve", "--port", "0", "--http-port", "off", "--shutdown-grace", "500ms"])
+        .args(["--brokers", &kafka.servers()])
+        .env_clear()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("karrow starts");
+    let mut out = BufReader::new(process.stdout.take().expect("a pipe"));
+    let mut client = Client::connect(banner_addr(&mut out));
+    for _ in 0..3 {
+        assert_eq!(client.say("RPUSHX topics:stuck x").int(), 1);
+    }
+    terminate(&process);
+    let mut log = String::new();
+    process.stderr.take().expect("a pipe").read_to_string(&mut log).expect("the log");
+    let status = process.wait().expect("it ends");
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("not stored") && log.contains("messages=3"), "{log}");
+}
+
+/// Where the process that prints its banner to `out` serves Redis clients.
+fn banner_addr(out: &mut impl BufRead) -> SocketAddr {
+    loop {
+        let mut line = String::new();
+        assert!(out.read_line(&mut line).expect("a line") > 0, "no banner");
+        if let Some(addr) = line.trim().strip_prefix("Redis") {
+            return addr.trim().parse().expect("an address");
+        }
+    }
+}
+
+fn terminate(process: &Child) {
+    let pid = libc::pid_t::try_from(process.id()).expect("a pid");
+    // SAFETY: a signal to our own child.
+    unsafe { libc::kill(pid, libc::SIGTERM) };
+}
+
 /// The same as a process, by its signal.
 #[test]
 fn sigterm_is_a_graceful_stop() {
@@ -127,13 +171,7 @@ fn stop_by_signal(log: Stdio) {
         .spawn()
         .expect("karrow starts");
     let mut out = BufReader::new(process.stdout.take().expect("a pipe"));
-    let addr = loop {
-        let mut line = String::new();
-        assert!(out.read_line(&mut line).expect("a line") > 0, "no banner");
-        if let Some(addr) = line.trim().strip_prefix("Redis") {
-            break addr.trim().parse().expect("an address");
-        }
-    };
+    let addr = banner_addr(&mut out);
     let mut client = Client::connect(addr);
     client.say("CLIENT SETNAME g:n");
     assert_eq!(offset(&mut client), 0);
@@ -143,9 +181,7 @@ fn stop_by_signal(log: Stdio) {
     eventually("the pop to block", || {
         other.say("CLIENT LIST").text().contains(" flags=b ").then_some(())
     });
-    let pid = libc::pid_t::try_from(process.id()).expect("a pid");
-    // SAFETY: a signal to our own child.
-    unsafe { libc::kill(pid, libc::SIGTERM) };
+    terminate(&process);
     assert_eq!(client.reply().error(), "CONS Server shutdown");
     assert!(client.is_closed());
     let status = process.wait().expect("it ends");

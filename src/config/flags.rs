@@ -270,11 +270,37 @@ impl FromStr for Brokers {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.split(',').all(|broker| broker.trim().is_empty()) {
-            true => Err(format!("'{text}': expected host:port[,host:port…]")),
-            false => Ok(Self(text.to_owned())),
+        check_brokers(text)?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// librdkafka passes over what it cannot read, and would wait for brokers for ever. An entry is
+/// `[protocol://]host[:port]`; a host that has colons stands in brackets.
+pub(super) fn check_brokers(brokers: &str) -> Result<(), String> {
+    for broker in brokers.split(',') {
+        let shown = broker.trim();
+        let expected = |what: &str| format!("expected host:port[,host:port…], {what}");
+        let address = shown.split_once("://").map_or(shown, |(_, address)| address);
+        let (host, port) = match address.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, rest)) => (host, Some(rest.strip_prefix(':').unwrap_or(""))),
+            None => {
+                address.rsplit_once(':').map_or((address, None), |(host, port)| (host, Some(port)))
+            }
+        };
+        if shown.is_empty() {
+            return Err(expected("an entry is empty"));
+        }
+        let is_bare = !address.starts_with('[') && host.contains(':');
+        if host.is_empty() || is_bare || host.contains(char::is_whitespace) {
+            return Err(expected(&format!("'{shown}' has no legal host")));
+        }
+        if port.is_some_and(|port| port.parse::<u16>().map_or(true, |port| port == 0)) {
+            return Err(expected(&format!("'{shown}' has no legal port")));
         }
     }
+    Ok(())
 }
 
 /// The name of a topic to create. Empty is none: that is how compose files say it in a variable.

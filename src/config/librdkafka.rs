@@ -110,6 +110,10 @@ fn read_section(
             .iter()
             .find(|(alias, _)| *alias == name)
             .map_or(name, |(_, real)| (*real).to_owned());
+        if name == super::BOOTSTRAP_SERVERS {
+            super::flags::check_brokers(&value)
+                .map_err(|reason| Error::invalid(format!("{file}: {section}.{name}: {reason}")))?;
+        }
         kept.insert(name, value);
     }
     Ok(kept)

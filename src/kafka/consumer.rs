@@ -100,15 +100,14 @@ impl RecordQueue {
 }
 
 impl GroupConsumer {
-    /// Joins the group and subscribes to `topics`. `on_record` and `on_event` are called on a thread of
+    /// A consumer that has not joined its group yet. `on_record` and `on_event` are called on a thread of
     /// librdkafka's when there is something to [`take`](RecordQueue::take), or a
     /// [`next_event`](Self::next_event).
     ///
     /// # Errors
     /// Options that librdkafka refuses, in its words.
-    pub fn subscribe(
+    pub fn new(
         options: &ConsumerOptions,
-        topics: &[Arc<str>],
         on_record: Wake,
         on_event: Wake,
     ) -> Result<(Self, RecordQueue)> {
@@ -124,16 +123,23 @@ impl GroupConsumer {
         let mut records = Queue::new(&handle)?;
         records.on_non_empty(on_record);
         events.on_non_empty(on_event);
-        let wanted: Vec<Partition> =
-            topics.iter().map(|topic| Partition::new(topic.clone(), -1, None)).collect();
-        let list = PartitionList::new(&wanted)?;
-        // SAFETY: client and list are alive.
-        KafkaCode(unsafe { sys::rd_kafka_subscribe(handle.ptr(), list.ptr()) })
-            .check("subscribe")?;
         let records = Arc::new(records);
         let queue = RecordQueue { queue: records.clone() };
         let reads_uncommitted = options.reads_uncommitted;
         Ok((Self { handle, events, records, reads_uncommitted }, queue))
+    }
+
+    /// Joins the group and subscribes to `topics`.
+    ///
+    /// # Errors
+    /// librdkafka refuses, in its words.
+    pub fn subscribe(&self, topics: &[Arc<str>]) -> Result<()> {
+        let wanted: Vec<Partition> =
+            topics.iter().map(|topic| Partition::new(topic.clone(), -1, None)).collect();
+        let list = PartitionList::new(&wanted)?;
+        // SAFETY: client and list are alive.
+        KafkaCode(unsafe { sys::rd_kafka_subscribe(self.handle.ptr(), list.ptr()) })
+            .check("subscribe")
     }
 
     /// The next event, if there is one; also tells librdkafka that the application lives

@@ -5,11 +5,11 @@
 //! come in batches as events and are settled per run of equal lanes, so the cost per message stays at a few
 //! atomic operations.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -18,7 +18,7 @@ use rdkafka_sys as sys;
 use tokio::sync::{Notify, Semaphore};
 
 use super::native::{ClientKind, Event, Handle, KafkaCode, Queue, c_string};
-use super::topics::{self, TopicInfo};
+use super::topics::{self, Existence, TopicInfo};
 use crate::config::{KafkaOptions, topic_is_legal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
@@ -29,15 +29,38 @@ const MESSAGE_OVERHEAD_BYTES: usize = 128;
 /// `RD_KAFKA_PARTITION_UA`: the topic's partitioner chooses.
 const PARTITION_UNASSIGNED: i32 = -1;
 
-/// How long a topic's metadata may take before its messages are left to librdkafka, which queues them until
-/// `message.timeout.ms`. The contract promises a verdict on a missing topic within half a second.
-const LOOKUP_TIMEOUT: Duration = Duration::from_millis(350);
+/// How long a broker that creates topics may take until it admits that there is one. The contract promises a verdict
+/// on a missing topic within half a second.
+const CREATION_PATIENCE: Duration = Duration::from_millis(350);
 
 /// How often a topic is asked for that the broker may be creating.
 const LOOKUP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How many topics are asked for at once; each takes a thread of the pool that sessions need too.
 const LOOKUPS_MAX: usize = 8;
+
+/// How many topics may wait for their verdict; who names another one waits. Clients invent names faster than brokers
+/// judge them.
+const UNJUDGED_MAX: usize = 256;
+
+/// How many missing topics are remembered, so that a second message to one is refused and not buffered.
+const MISSING_MAX: usize = 256;
+
+/// A scout that has asked for this many names is replaced: librdkafka never forgets a name it was asked about.
+const SCOUT_NAMES_MAX: usize = 1000;
+
+/// A scout that nobody has needed for this long ends.
+const SCOUT_IDLE: Duration = Duration::from_secs(10);
+
+/// Messages whose topic nobody can judge are looked at this often, whether their time is over.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// `message.timeout.ms`, unless the options say otherwise.
+const MESSAGE_TIMEOUT_MS: u64 = 300_000;
+
+/// In place of a topic that did not exist, in `karrow_deliveries_total`: no legal name, and one for all, because
+/// clients invent names without end.
+const MISSING_LABEL: &str = "(missing)";
 
 /// Failures of one topic are logged at most this often; the counters have them all.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -162,9 +185,10 @@ impl Lane {
         &self.topic.name
     }
 
-    /// A fatal error has replaced the producer this lane leads to: ask for a new one.
+    /// A fatal error has replaced the producer this lane leads to, or its topic was forgotten: ask for a new one.
     pub fn is_stale(&self) -> bool {
         self.topic.client.dead.load(Ordering::Acquire)
+            || self.topic.forgotten.load(Ordering::Acquire)
     }
 }
 
@@ -188,18 +212,28 @@ pub struct ProducerLimits {
 
 /// The producer that all connections share. It starts at the first use and is replaced after a fatal error.
 pub struct Producer {
-    options: KafkaOptions,
+    options: Arc<KafkaOptions>,
     limits: ProducerLimits,
     runtime: tokio::runtime::Handle,
-    metrics: Arc<Metrics>,
     shared: Arc<Shared>,
     current: RwLock<Option<Arc<Client>>>,
 }
 
 /// What outlives a fatal error.
 struct Shared {
-    /// For asking for topics.
+    /// For asking whether topics exist.
     lookups: Semaphore,
+    /// For waiting until a broker has created one.
+    creations: Semaphore,
+    /// How many topics wait for their verdict.
+    unjudged: AtomicUsize,
+    /// `message.timeout.ms`; `None` is never.
+    message_timeout: Option<Duration>,
+    /// `allow.auto.create.topics`.
+    may_create: bool,
+    metrics: Arc<Metrics>,
+    /// Messages to topics that did not exist.
+    failed_missing: IntCounter,
     stats: Stats,
     /// Over all connections.
     unflushed: AtomicUsize,
@@ -234,16 +268,51 @@ pub struct RoomMark(u64);
 
 struct Client {
     handle: Arc<Handle>,
+    options: Arc<KafkaOptions>,
+    scout: Mutex<Option<Scout>>,
     topics: RwLock<HashMap<Box<str>, Arc<Topic>>>,
+    /// Those of them that were found missing, the oldest first; they may be there by now.
+    missing: Mutex<VecDeque<Arc<Topic>>>,
     dead: AtomicBool,
     /// Its event task has something to do.
     wake: Arc<Notify>,
 }
 
+/// A client that asks for topics, as a producer does, so that a broker may create them. It is not the producer itself
+/// because librdkafka keeps every name for as long as its client lives, and asks for it again and again.
+struct Scout {
+    handle: Arc<Handle>,
+    names: usize,
+    used: Instant,
+}
+
 impl Client {
+    /// The scout, which ends when it is idle.
+    fn scout(self: &Arc<Self>) -> Result<Arc<Handle>> {
+        let mut scout = self.scout.lock();
+        let known = scout.take().filter(|scout| scout.names < SCOUT_NAMES_MAX);
+        let mut next = match known {
+            Some(scout) => scout,
+            None => {
+                let mut options = KafkaOptions::clone(&self.options);
+                // The producer says the same of the same brokers.
+                options.insert("log_level".into(), "2".into());
+                let handle = Handle::new(ClientKind::Producer, &options, 0)?;
+                tokio::spawn(end_idle_scout(self.clone(), Arc::downgrade(&handle)));
+                Scout { handle, names: 0, used: Instant::now() }
+            }
+        };
+        next.names += 1;
+        next.used = Instant::now();
+        let handle = next.handle.clone();
+        *scout = Some(next);
+        Ok(handle)
+    }
+
     /// Fails what is in flight; the event task ends when that is settled.
     fn retire(&self) {
         self.dead.store(true, Ordering::Release);
+        *self.scout.lock() = None;
         let flags = sys::RD_KAFKA_PURGE_F_QUEUE
             | sys::RD_KAFKA_PURGE_F_INFLIGHT
             | sys::RD_KAFKA_PURGE_F_NON_BLOCKING;
@@ -253,21 +322,43 @@ impl Client {
     }
 }
 
+async fn end_idle_scout(client: Arc<Client>, of: Weak<Handle>) {
+    loop {
+        tokio::time::sleep(SCOUT_IDLE).await;
+        let mut scout = client.scout.lock();
+        match &*scout {
+            Some(current) if ptr::eq(Arc::as_ptr(&current.handle), of.as_ptr()) => {
+                if current.used.elapsed() >= SCOUT_IDLE || client.dead.load(Ordering::Acquire) {
+                    *scout = None;
+                    return;
+                }
+            }
+            _ => return,
+        }
+    }
+}
+
 struct Topic {
     name: Box<str>,
-    rkt: NonNull<sys::rd_kafka_topic_t>,
+    /// Set once the topic is known to exist, or to be librdkafka's to judge. Not before: librdkafka never forgets a
+    /// topic, and neither does Prometheus.
+    known: OnceLock<Known>,
+    /// It is among its client's missing ones.
+    is_listed: AtomicBool,
+    /// It did not exist, and is no longer in the table.
+    forgotten: AtomicBool,
     /// The state is `Ready`; saves the lock.
     ready: AtomicBool,
     state: Mutex<TopicState>,
     bytes: AtomicUsize,
-    counters: TopicCounters,
     /// When a failure was logged last.
     logged: Mutex<Option<Instant>>,
     client: Arc<Client>,
 }
 
-/// A topic's counters, looked up once.
-struct TopicCounters {
+/// librdkafka's topic, and the counters, looked up once.
+struct Known {
+    rkt: NonNull<sys::rd_kafka_topic_t>,
     messages: IntCounter,
     bytes: IntCounter,
     stored: IntCounter,
@@ -275,29 +366,55 @@ struct TopicCounters {
 }
 
 // SAFETY: rd_kafka_topic_t is documented as thread-safe.
-unsafe impl Send for Topic {}
+unsafe impl Send for Known {}
 // SAFETY: as above.
-unsafe impl Sync for Topic {}
+unsafe impl Sync for Known {}
 
 enum TopicState {
     /// Its metadata is being asked for; what is sent meanwhile waits here, in order.
     Asking(Vec<Waiting>),
-    /// It exists, or nobody could say that it does not.
+    /// It exists, or is librdkafka's to judge.
     Ready,
-    /// It did not exist at this time.
-    Missing(Instant),
-    /// It did not exist, and is asked for again; senders wait.
+    /// The brokers said at this time that there is none for us, and why.
+    Missing(Instant, KafkaCode),
+    /// It was missing, and is asked for again; senders wait.
     AskingAgain,
 }
 
 /// A message that waits for its topic's metadata.
 struct Waiting {
+    since: Instant,
     lane: Arc<Lane>,
     key: Option<Box<[u8]>>,
     payload: Option<Box<[u8]>>,
 }
 
 impl Topic {
+    /// Makes the topic known to librdkafka.
+    fn known(&self, metrics: &Metrics) -> Result<&Known, KafkaCode> {
+        if let Some(known) = self.known.get() {
+            return Ok(known);
+        }
+        let name: &str = &self.name;
+        let invalid = KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__INVALID_ARG);
+        let c_name = c_string(name).map_err(|_| invalid)?;
+        // SAFETY: the client is alive; a null configuration means the client's own.
+        let rkt = unsafe {
+            sys::rd_kafka_topic_new(self.client.handle.ptr(), c_name.as_ptr(), ptr::null_mut())
+        };
+        let Some(rkt) = NonNull::new(rkt) else {
+            // SAFETY: the call before failed and set this.
+            return Err(KafkaCode(unsafe { sys::rd_kafka_last_error() }));
+        };
+        Ok(self.known.get_or_init(|| Known {
+            rkt,
+            messages: metrics.produced_messages.with_label_values(&[name]),
+            bytes: metrics.produced_bytes.with_label_values(&[name]),
+            stored: metrics.deliveries.with_label_values(&[name, "stored"]),
+            failed: metrics.deliveries.with_label_values(&[name, "failed"]),
+        }))
+    }
+
     /// Logs that messages were not stored, at most once a second.
     fn log_failure(&self, code: KafkaCode, messages: usize) {
         let mut logged = self.logged.lock();
@@ -310,8 +427,10 @@ impl Topic {
 
 impl Drop for Topic {
     fn drop(&mut self) {
-        // SAFETY: owned; the client outlives it.
-        unsafe { sys::rd_kafka_topic_destroy(self.rkt.as_ptr()) }
+        if let Some(known) = self.known.get() {
+            // SAFETY: owned; the client outlives it.
+            unsafe { sys::rd_kafka_topic_destroy(known.rkt.as_ptr()) }
+        }
     }
 }
 
@@ -324,18 +443,26 @@ impl Producer {
         runtime: tokio::runtime::Handle,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let options = producer_options(options);
         Self {
-            options: producer_options(options),
             limits,
             runtime,
-            metrics,
             shared: Arc::new(Shared {
                 lookups: Semaphore::new(LOOKUPS_MAX),
+                creations: Semaphore::new(LOOKUPS_MAX),
+                unjudged: AtomicUsize::new(0),
+                message_timeout: message_timeout(&options),
+                may_create: options
+                    .get("allow.auto.create.topics")
+                    .is_none_or(|may| may != "false"),
+                failed_missing: metrics.deliveries.with_label_values(&[MISSING_LABEL, "failed"]),
+                metrics,
                 stats: Stats::default(),
                 unflushed: AtomicUsize::new(0),
                 changes: AtomicU64::new(0),
                 room: Notify::new(),
             }),
+            options: Arc::new(options),
             current: RwLock::new(None),
         }
     }
@@ -350,12 +477,18 @@ impl Producer {
         self.shared.unflushed.load(Ordering::Acquire)
     }
 
+    /// How many topics it has in its table: those that exist, those that wait for their verdict, and the missing ones
+    /// that it remembers.
+    pub fn topic_count(&self) -> usize {
+        self.current.read().as_ref().map_or(0, |client| client.topics.read().len())
+    }
+
     /// The way of `account` to `topic`, to be kept for further messages.
     ///
     /// # Errors
-    /// The producer cannot start, or the topic's name is illegal.
-    pub fn lane(&self, account: &Arc<Account>, topic: &str) -> Result<Arc<Lane>> {
-        let client = self.client()?;
+    /// The producer cannot start, the topic's name is illegal, or too many topics wait for their verdict.
+    pub fn lane(&self, account: &Arc<Account>, topic: &str) -> Result<Arc<Lane>, SendError> {
+        let client = self.client().map_err(SendError::Failed)?;
         let known = client.topics.read().get(topic).cloned();
         let topic = match known {
             Some(topic) => topic,
@@ -364,40 +497,30 @@ impl Producer {
         Ok(Arc::new(Lane { account: account.clone(), topic, ticket: None }))
     }
 
-    fn add_topic(&self, client: &Arc<Client>, name: &str) -> Result<Arc<Topic>> {
-        check_topic_name(name)?;
+    fn add_topic(&self, client: &Arc<Client>, name: &str) -> Result<Arc<Topic>, SendError> {
+        check_topic_name(name).map_err(SendError::Failed)?;
+        let mark = self.mark();
         let mut topics = client.topics.write();
         if let Some(topic) = topics.get(name) {
             return Ok(topic.clone());
         }
-        let c_name = c_string(name)?;
-        // SAFETY: the client is alive; a null configuration means the client's own.
-        let rkt = unsafe {
-            sys::rd_kafka_topic_new(client.handle.ptr(), c_name.as_ptr(), ptr::null_mut())
-        };
-        let Some(rkt) = NonNull::new(rkt) else {
-            // SAFETY: the call before failed and set this.
-            let code = KafkaCode(unsafe { sys::rd_kafka_last_error() });
-            return Err(code.into_error(format_args!("topic '{name}'")));
-        };
+        if self.shared.unjudged.load(Ordering::Acquire) >= UNJUDGED_MAX {
+            return Err(SendError::Wait(mark));
+        }
         let topic = Arc::new(Topic {
             name: name.into(),
-            rkt,
+            known: OnceLock::new(),
+            is_listed: AtomicBool::new(false),
+            forgotten: AtomicBool::new(false),
             ready: AtomicBool::new(false),
             state: Mutex::new(TopicState::Asking(Vec::new())),
             bytes: AtomicUsize::new(0),
-            counters: TopicCounters {
-                messages: self.metrics.produced_messages.with_label_values(&[name]),
-                bytes: self.metrics.produced_bytes.with_label_values(&[name]),
-                stored: self.metrics.deliveries.with_label_values(&[name, "stored"]),
-                failed: self.metrics.deliveries.with_label_values(&[name, "failed"]),
-            },
             logged: Mutex::new(None),
             client: client.clone(),
         });
         topics.insert(name.into(), topic.clone());
         drop(topics);
-        self.ask(&topic, LOOKUP_TIMEOUT);
+        self.ask(&topic, CREATION_PATIENCE);
         Ok(topic)
     }
 
@@ -427,6 +550,7 @@ impl Producer {
                 TopicState::Asking(waiting) => {
                     self.book(lane, size);
                     waiting.push(Waiting {
+                        since: Instant::now(),
                         lane: lane.clone(),
                         key: key.map(Into::into),
                         payload: payload.map(Into::into),
@@ -434,10 +558,10 @@ impl Producer {
                     return Ok(());
                 }
                 TopicState::AskingAgain => return Err(SendError::Wait(mark)),
-                TopicState::Missing(since) if since.elapsed() < MISSING_RETRY => {
-                    return Err(SendError::Failed(missing(&topic.name)));
+                TopicState::Missing(since, why) if since.elapsed() < MISSING_RETRY => {
+                    return Err(SendError::Failed(failure(*why, &topic.name)));
                 }
-                TopicState::Missing(_) => {
+                TopicState::Missing(..) => {
                     *state = TopicState::AskingAgain;
                     drop(state);
                     self.ask(topic, Duration::ZERO);
@@ -446,14 +570,13 @@ impl Producer {
             }
         }
         self.book(lane, size);
-        hand_over(lane, key, payload).map_err(|code| {
+        hand_over(&self.shared, lane, key, payload).map_err(|code| {
             self.unbook(lane, size);
             if code.0 == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL {
                 return SendError::Wait(mark);
             }
             if code.kind() == ErrorKind::NotFound {
                 set_missing(topic);
-                return SendError::Failed(missing(&topic.name));
             }
             SendError::Failed(failure(code, &topic.name))
         })
@@ -531,14 +654,15 @@ impl Producer {
         check_topic_name(topic)?;
         let topic = topic.to_owned();
         self.blocking(move |handle| {
+            let until = Instant::now() + METADATA_TIMEOUT;
+            let left = || until.saturating_duration_since(Instant::now());
             // All topics, because a broker may create one that a producer asks for by name.
-            let topics = topics::list(&handle, METADATA_TIMEOUT)?;
+            let topics = topics::list(&handle, left())?;
             let partitions =
                 topics.iter().find(|info| info.name == topic).map_or(0, |info| info.partitions);
             let mut total = 0;
             for partition in 0..partitions {
-                let (first, next) =
-                    topics::watermarks(&handle, &topic, partition, METADATA_TIMEOUT)?;
+                let (first, next) = topics::watermarks(&handle, &topic, partition, left())?;
                 total += next - first;
             }
             Ok(total)
@@ -593,59 +717,129 @@ impl Producer {
         let woken = wake.clone();
         events.on_non_empty(Box::new(move || woken.notify_one()));
         let dead = AtomicBool::new(false);
-        let client = Arc::new(Client { handle, topics: RwLock::default(), dead, wake });
+        let client = Arc::new(Client {
+            handle,
+            options: self.options.clone(),
+            scout: Mutex::default(),
+            topics: RwLock::default(),
+            missing: Mutex::default(),
+            dead,
+            wake,
+        });
         self.runtime.spawn(serve_events(client.clone(), events, self.shared.clone()));
         *current = Some(client.clone());
         Ok(client)
     }
 
-    /// Asks for a topic's metadata, again until `patience` is over, and sets its state by the answer.
+    /// Asks whether a topic exists, or may be created within `patience`, and sets its state by the answer.
     fn ask(&self, topic: &Arc<Topic>, patience: Duration) {
         let (topic, shared) = (topic.clone(), self.shared.clone());
+        shared.unjudged.fetch_add(1, Ordering::AcqRel);
         self.runtime.spawn(async move {
-            let found = {
-                // The semaphore is never closed.
-                let _permit = shared.lookups.acquire().await;
-                look_up(&topic, patience).await
-            };
+            let verdict = judge(&shared, &topic, patience).await;
             loop {
                 let mark = shared.mark();
-                if settle_waiting(&shared, &topic, found) {
+                if settle_waiting(&shared, &topic, verdict) {
                     break;
                 }
                 shared.room(mark).await;
             }
+            shared.unjudged.fetch_sub(1, Ordering::AcqRel);
             shared.changed();
+            if verdict.is_err() {
+                remember_missing(topic);
+            }
         });
     }
 }
 
-/// Hands over, or fails, what waited for the topic's metadata, and sets its state; `false` if librdkafka's queue is
-/// full before all is done.
-fn settle_waiting(shared: &Shared, topic: &Arc<Topic>, found: bool) -> bool {
+/// Lists a topic that was found missing, and forgets the oldest of too many.
+fn remember_missing(topic: Arc<Topic>) {
+    let client = topic.client.clone();
+    let mut missing = client.missing.lock();
+    if client.dead.load(Ordering::Acquire) || topic.is_listed.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    missing.push_back(topic);
+    let oldest = if missing.len() > MISSING_MAX { missing.pop_front() } else { None };
+    if let Some(oldest) = oldest {
+        // Under the lock, so that a verdict that comes now lists it again.
+        oldest.is_listed.store(false, Ordering::Release);
+        drop(missing);
+        forget_missing(&oldest);
+    }
+}
+
+/// Takes a topic out of the table if it is still missing, so that names which clients invent do not stay.
+fn forget_missing(topic: &Arc<Topic>) {
+    let mut topics = topic.client.topics.write();
+    let state = topic.state.lock();
+    if !matches!(*state, TopicState::Missing(..)) || topic.known.get().is_some() {
+        return;
+    }
+    topic.forgotten.store(true, Ordering::Release);
+    if topics.get(&topic.name).is_some_and(|current| Arc::ptr_eq(current, topic)) {
+        topics.remove(&topic.name);
+    }
+}
+
+/// Hands over, or fails, what waited for the verdict on its topic, and sets the topic's state; `false` if librdkafka's
+/// queue is full before all is done.
+fn settle_waiting(shared: &Shared, topic: &Arc<Topic>, verdict: Result<(), KafkaCode>) -> bool {
     // Under the lock all the time, so that what comes later stays behind what waited.
     let mut state = topic.state.lock();
     let mut waiting = match &mut *state {
         TopicState::Asking(waiting) => std::mem::take(waiting).into_iter(),
         _ => Vec::new().into_iter(),
     };
+    let verdict = verdict.and_then(|()| topic.known(&shared.metrics).map(|_| ()));
     while let Some(message) = waiting.next() {
-        let outcome = if found {
-            hand_over(&message.lane, message.key.as_deref(), message.payload.as_deref())
-        } else {
-            Err(KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))
-        };
+        let outcome = verdict.and_then(|()| {
+            let (key, payload) = (message.key.as_deref(), message.payload.as_deref());
+            hand_over(shared, &message.lane, key, payload)
+        });
         let Err(code) = outcome else { continue };
         if code.0 == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL {
             *state = TopicState::Asking(std::iter::once(message).chain(waiting).collect());
             return false;
         }
-        let size = message_size(message.key.as_deref(), message.payload.as_deref());
-        settle(shared, &message.lane, 1, size, Some(failure(code, &topic.name)));
+        fail_waiting(shared, &message, code);
     }
-    *state = if found { TopicState::Ready } else { TopicState::Missing(Instant::now()) };
-    topic.ready.store(found, Ordering::Release);
+    *state = match verdict {
+        Ok(()) => TopicState::Ready,
+        Err(why) => TopicState::Missing(Instant::now(), why),
+    };
+    topic.ready.store(verdict.is_ok(), Ordering::Release);
     true
+}
+
+fn fail_waiting(shared: &Shared, message: &Waiting, code: KafkaCode) {
+    let size = message_size(message.key.as_deref(), message.payload.as_deref());
+    let topic = &message.lane.topic;
+    topic.log_failure(code, 1);
+    settle(shared, &message.lane, 1, size, Some(failure(code, &topic.name)));
+}
+
+/// For a topic that nobody can judge: fails what has waited for longer than `message.timeout.ms`, as librdkafka does with what it has.
+fn expire_waiting(shared: &Shared, topic: &Topic) {
+    let mut state = topic.state.lock();
+    if matches!(*state, TopicState::AskingAgain) {
+        // This takes longer than a sender should be held: let messages wait in its place.
+        *state = TopicState::Asking(Vec::new());
+        shared.changed();
+        return;
+    }
+    let Some(timeout) = shared.message_timeout else { return };
+    let TopicState::Asking(waiting) = &mut *state else { return };
+    let late = waiting.iter().take_while(|message| message.since.elapsed() >= timeout).count();
+    if late > 0 {
+        let code = KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__MSG_TIMED_OUT);
+        for message in waiting.drain(..late) {
+            fail_waiting(shared, &message, code);
+        }
+        drop(state);
+        shared.changed();
+    }
 }
 
 /// Kafka's words first, as rafka's clients know them, then the object.
@@ -653,36 +847,88 @@ fn failure(code: KafkaCode, topic: &str) -> Error {
     Error::new(code.kind(), format!("{}: '{topic}'", code.text()))
 }
 
-/// Whether the topic exists, or may exist. A broker may create it when a producer asks for it
-/// (`auto.create.topics.enable`); it is unknown for some moments more then, so `patience` asks again.
-async fn look_up(topic: &Arc<Topic>, patience: Duration) -> bool {
-    let began = Instant::now();
+/// Whether messages may go to the topic, or why not. While no broker answers this waits, and fails what has waited for
+/// too long: names that nobody has judged stay out of librdkafka, which would keep them.
+async fn judge(
+    shared: &Arc<Shared>,
+    topic: &Arc<Topic>,
+    patience: Duration,
+) -> Result<(), KafkaCode> {
+    let judged = async {
+        loop {
+            match look_up(shared, topic, patience).await {
+                Existence::Exists => return Ok(()),
+                Existence::Refused(why) => return Err(why),
+                Existence::Unknown => tokio::time::sleep(LOOKUP_INTERVAL).await,
+            }
+        }
+    };
+    let mut judged = std::pin::pin!(judged);
     loop {
-        let asked = topic.clone();
-        let count = tokio::task::spawn_blocking(move || {
-            topics::partition_count(&asked.client.handle, &asked.name, LOOKUP_TIMEOUT)
-        });
-        match count.await {
-            Ok(Ok(0)) if began.elapsed() >= patience => return false,
-            Ok(Ok(0)) => tokio::time::sleep(LOOKUP_INTERVAL).await,
-            // It exists, or no broker could say: librdkafka waits for one until message.timeout.ms.
-            _ => return true,
+        match tokio::time::timeout(EXPIRY_INTERVAL, &mut judged).await {
+            Ok(verdict) => return verdict,
+            Err(_) if topic.client.dead.load(Ordering::Acquire) => {
+                let purged = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PURGE_QUEUE;
+                return Err(KafkaCode(purged));
+            }
+            Err(_) => expire_waiting(shared, topic),
         }
     }
 }
 
+/// Asks the brokers. Where there is no such topic, one may be created for a producer that asks for it
+/// (`auto.create.topics.enable`); it is unknown for some moments more then, so `patience` asks again.
+async fn look_up(shared: &Shared, topic: &Arc<Topic>, patience: Duration) -> Existence {
+    let scout = match topic.client.scout() {
+        Ok(scout) => scout,
+        Err(error) => {
+            tracing::error!(%error, "no client to ask for a topic");
+            return Existence::Unknown;
+        }
+    };
+    let ask = async |permits: &Semaphore, patience: Duration| {
+        // The semaphores are never closed.
+        let _permit = permits.acquire().await;
+        let began = Instant::now();
+        loop {
+            let (asked, scout) = (topic.clone(), scout.clone());
+            let found = tokio::task::spawn_blocking(move || {
+                topics::ask_for(&scout, &asked.name, METADATA_TIMEOUT)
+            })
+            .await
+            .unwrap_or(Existence::Unknown);
+            if !is_missing(&found) || began.elapsed() >= patience {
+                return found;
+            }
+            tokio::time::sleep(LOOKUP_INTERVAL).await;
+        }
+    };
+    let found = ask(&shared.lookups, Duration::ZERO).await;
+    if is_missing(&found) && shared.may_create && !patience.is_zero() {
+        // Apart from the rest, so that names which clients invent do not delay topics that exist.
+        return ask(&shared.creations, patience).await;
+    }
+    found
+}
+
+fn is_missing(found: &Existence) -> bool {
+    matches!(found, Existence::Refused(why) if why.kind() == ErrorKind::NotFound)
+}
+
 /// Gives a message to librdkafka with a reference to its lane, which comes back with its report.
 fn hand_over(
+    shared: &Shared,
     lane: &Arc<Lane>,
     key: Option<&[u8]>,
     payload: Option<&[u8]>,
 ) -> Result<(), KafkaCode> {
     let pointer = |bytes: Option<&[u8]>| bytes.map_or(ptr::null(), <[u8]>::as_ptr);
+    let known = lane.topic.known(&shared.metrics)?;
     let opaque = Arc::into_raw(lane.clone());
     // SAFETY: the topic is alive through the lane; F_COPY makes librdkafka copy key and payload.
     let result = unsafe {
         sys::rd_kafka_produce(
-            lane.topic.rkt.as_ptr(),
+            known.rkt.as_ptr(),
             PARTITION_UNASSIGNED,
             sys::RD_KAFKA_MSG_F_COPY,
             pointer(payload).cast_mut().cast(),
@@ -693,8 +939,8 @@ fn hand_over(
         )
     };
     if result == 0 {
-        lane.topic.counters.messages.inc();
-        lane.topic.counters.bytes.inc_by(payload.map_or(0, <[u8]>::len) as u64);
+        known.messages.inc();
+        known.bytes.inc_by(payload.map_or(0, <[u8]>::len) as u64);
         return Ok(());
     }
     // SAFETY: librdkafka did not take the message, so the reference is ours again; the call set the error.
@@ -729,6 +975,7 @@ async fn serve_events(client: Arc<Client>, events: Queue, shared: Arc<Shared>) {
         if is_empty && client.dead.load(Ordering::Acquire) {
             // The topics refer to the client: break the circle.
             client.topics.write().clear();
+            client.missing.lock().clear();
             return;
         }
     }
@@ -802,10 +1049,12 @@ impl Run {
 }
 
 fn settle(shared: &Shared, lane: &Lane, count: usize, bytes: usize, error: Option<Error>) {
+    let known = lane.topic.known.get();
     match &error {
-        None => lane.topic.counters.stored.inc_by(count as u64),
+        // What was stored was handed over, so its topic is known.
+        None => known.into_iter().for_each(|known| known.stored.inc_by(count as u64)),
         Some(_) => {
-            lane.topic.counters.failed.inc_by(count as u64);
+            known.map_or(&shared.failed_missing, |known| &known.failed).inc_by(count as u64);
             shared.stats.delivery_errors.fetch_add(count, Ordering::Relaxed);
         }
     }
@@ -822,12 +1071,9 @@ fn set_missing(topic: &Topic) {
     let mut state = topic.state.lock();
     if matches!(*state, TopicState::Ready) {
         topic.ready.store(false, Ordering::Release);
-        *state = TopicState::Missing(Instant::now());
+        let missing = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+        *state = TopicState::Missing(Instant::now(), KafkaCode(missing));
     }
-}
-
-fn missing(topic: &str) -> Error {
-    failure(KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART), topic)
 }
 
 fn message_size(key: Option<&[u8]>, payload: Option<&[u8]>) -> usize {
@@ -864,6 +1110,14 @@ pub(super) fn producer_options(file: &KafkaOptions) -> KafkaOptions {
     // Without reports nothing would ever leave the books.
     options.insert("delivery.report.only.error".into(), "false".into());
     options
+}
+
+/// `None` is never.
+fn message_timeout(options: &KafkaOptions) -> Option<Duration> {
+    let said = ["message.timeout.ms", "delivery.timeout.ms"]
+        .iter()
+        .find_map(|name| options.get(*name)?.parse().ok());
+    Some(said.unwrap_or(MESSAGE_TIMEOUT_MS)).filter(|millis| *millis > 0).map(Duration::from_millis)
 }
 
 /// The first option of the file that librdkafka refuses beside `enable.idempotence` (KIP-98).

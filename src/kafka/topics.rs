@@ -8,7 +8,7 @@ use rdkafka_sys as sys;
 
 use super::consumer::millis;
 use super::native::{Handle, KafkaCode, Partition, PartitionList, Queue, c_string, text_of};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 /// A topic as the cluster's metadata has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,14 +23,14 @@ pub struct TopicInfo {
 struct TopicRef(*mut sys::rd_kafka_topic_t);
 
 impl TopicRef {
-    fn new(handle: &Handle, topic: &str) -> Result<Self> {
-        let name = c_string(topic)?;
+    fn new(handle: &Handle, topic: &str) -> Result<Self, KafkaCode> {
+        let invalid = KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__INVALID_ARG);
+        let name = c_string(topic).map_err(|_| invalid)?;
         // SAFETY: the client is alive; a null configuration means the client's own.
         let rkt = unsafe { sys::rd_kafka_topic_new(handle.ptr(), name.as_ptr(), ptr::null_mut()) };
         if rkt.is_null() {
             // SAFETY: the call before failed and set this.
-            let code = KafkaCode(unsafe { sys::rd_kafka_last_error() });
-            return Err(code.into_error(format_args!("topic '{topic}'")));
+            return Err(KafkaCode(unsafe { sys::rd_kafka_last_error() }));
         }
         Ok(Self(rkt))
     }
@@ -50,6 +50,49 @@ pub(super) fn list(handle: &Arc<Handle>, timeout: Duration) -> Result<Vec<TopicI
     let mut topics: Vec<TopicInfo> = topics.into_iter().map(|(info, _)| info).collect();
     topics.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(topics)
+}
+
+/// What the brokers say about a topic.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Existence {
+    /// It is there, or its errors are librdkafka's to deal with.
+    Exists,
+    /// There is none for us.
+    Refused(KafkaCode),
+    /// No broker has answered.
+    Unknown,
+}
+
+impl Existence {
+    /// Of the code that a topic has in an answer.
+    fn of_topic(code: KafkaCode) -> Self {
+        use sys::rd_kafka_resp_err_t::*;
+        match code.0 {
+            RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+            | RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
+            | RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => Self::Refused(code),
+            _ => Self::Exists,
+        }
+    }
+
+    /// Of the code of a request that failed.
+    fn of_request(code: KafkaCode) -> Self {
+        match code.kind() {
+            ErrorKind::Timeout | ErrorKind::Unavailable => Self::Unknown,
+            _ => Self::Exists,
+        }
+    }
+}
+
+/// Asks for `topic` as a producer does: a broker may create it. The client remembers the name for as long as it lives.
+pub(super) fn ask_for(handle: &Arc<Handle>, topic: &str, timeout: Duration) -> Existence {
+    match metadata_of(handle, Some(topic), timeout) {
+        Ok(topics) => topics
+            .into_iter()
+            .find(|(info, _)| info.name == topic)
+            .map_or(Existence::Unknown, |(_, code)| Existence::of_topic(code)),
+        Err(code) => Existence::of_request(code),
+    }
 }
 
 /// How many partitions `topic` has; 0 where it does not exist.
@@ -157,6 +200,14 @@ fn metadata(
     topic: Option<&str>,
     timeout: Duration,
 ) -> Result<Vec<(TopicInfo, KafkaCode)>> {
+    metadata_of(handle, topic, timeout).map_err(|code| code.into_error("metadata"))
+}
+
+fn metadata_of(
+    handle: &Arc<Handle>,
+    topic: Option<&str>,
+    timeout: Duration,
+) -> Result<Vec<(TopicInfo, KafkaCode)>, KafkaCode> {
     let named = topic.map(|topic| TopicRef::new(handle, topic)).transpose()?;
     let only = named.as_ref().map_or(ptr::null_mut(), |topic| topic.0);
     let mut found = ptr::null();
@@ -170,7 +221,9 @@ fn metadata(
             millis(timeout),
         )
     };
-    KafkaCode(code).check("metadata")?;
+    if !KafkaCode(code).is_ok() {
+        return Err(KafkaCode(code));
+    }
     // SAFETY: librdkafka filled in `topic_cnt` topics; they are copied before the metadata is destroyed.
     unsafe {
         let topics = match (*found).topic_cnt {

@@ -48,11 +48,28 @@ impl Registry {
         self.names.lock().get(name).and_then(|entry| entry.session.clone())
     }
 
+    /// How many sessions there are.
+    pub fn len(&self) -> usize {
+        self.names.lock().values().filter(|entry| entry.session.is_some()).count()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many topics are missing to sessions, each counted for each session.
+    pub fn missing(&self) -> usize {
+        self.all().iter().map(|session| session.missing().len()).sum()
+    }
+
+    fn all(&self) -> Vec<Arc<Session>> {
+        self.names.lock().values().filter_map(|entry| entry.session.clone()).collect()
+    }
+
     /// A snapshot of all sessions, in the order of their names.
     pub fn sessions(&self) -> Vec<SessionView> {
-        let sessions: Vec<Arc<Session>> =
-            self.names.lock().values().filter_map(|entry| entry.session.clone()).collect();
-        let mut views: Vec<SessionView> = sessions.iter().map(|session| session.view()).collect();
+        let mut views: Vec<SessionView> = self.all().iter().map(|session| session.view()).collect();
         views.sort_by(|a, b| a.name.full().cmp(b.name.full()));
         views
     }

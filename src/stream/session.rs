@@ -5,8 +5,8 @@
 //! known only to `kafka/`.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -23,6 +23,14 @@ use crate::metrics::Metrics;
 
 /// Deadline of one request while the start of a partition is looked up.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Deadline of the look whether a topic is still missing; the session serves nothing else meanwhile.
+const MISSING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Deadline of one request for the partitions that are there, and the time between two of them. While they fail the
+/// session does not join, and its name stays with it.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(5);
+const KNOWN_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Longest name, in bytes. Kafka's strings have 16-bit lengths, which librdkafka does not check.
 const NAME_BYTES_MAX: usize = 1024;
@@ -122,7 +130,7 @@ pub struct PartitionView {
     pub partition: i32,
     /// How far it got.
     pub position: Position,
-    /// Messages that are not acked yet; `None` while that cannot be known.
+    /// Messages that are not acked yet; `None` while that cannot be known, as before the first one is taken.
     pub lag: Option<i64>,
 }
 
@@ -133,6 +141,8 @@ pub struct Session {
     options: ConsumerOptions,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
+    /// How many partitions its topics had when it began, where that matters; `None` where nobody could say.
+    known: OnceLock<Vec<Option<i32>>>,
     /// Something changed for a pop that waits.
     ready: Arc<Notify>,
     /// The consumer has events.
@@ -206,6 +216,7 @@ impl Session {
             options,
             metrics,
             state: Mutex::default(),
+            known: OnceLock::new(),
             ready: Arc::new(Notify::new()),
             events: Arc::new(Notify::new()),
             touched: AtomicBool::new(true),
@@ -256,7 +267,7 @@ impl Session {
                 .await
                 .unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, error.to_string())));
             match started {
-                Ok(Some((consumer, known))) => session.serve(consumer, known).await,
+                Ok(Some(consumer)) => session.serve(consumer).await,
                 Ok(None) => {
                     session.running.send_replace(false);
                 }
@@ -280,21 +291,26 @@ impl Session {
     }
 
     /// `None` if the session was closed meanwhile.
-    fn start(&self) -> Result<Option<Started>> {
-        if self.state.lock().phase == Phase::Closed {
+    fn start(&self) -> Result<Option<Arc<GroupConsumer>>> {
+        if self.is_closed() {
             return Ok(None);
         }
         let (ready, events) = (self.ready.clone(), self.events.clone());
-        let (consumer, queue) = GroupConsumer::subscribe(
+        let (consumer, queue) = GroupConsumer::new(
             &self.options,
-            &self.topics,
             Box::new(move || ready.notify_one()),
             Box::new(move || events.notify_one()),
         )?;
         let consumer = Arc::new(consumer);
-        // Partitions that appear later start at their beginning, whatever `auto.offset.reset` says; those
-        // that are here now do not.
-        let known = self.options.starts_at_end.then(|| self.known_partitions(&consumer));
+        // Partitions that appear later start at their beginning, whatever `auto.offset.reset` says; those that are here
+        // now do not. Asked before the group can give us any, so that none falls in between.
+        if self.options.starts_at_end && self.known.get().is_none() {
+            match self.known_partitions(&consumer) {
+                Some(known) => self.known.get_or_init(|| known),
+                None => return Ok(None),
+            };
+        }
+        consumer.subscribe(&self.topics)?;
         let mut state = self.state.lock();
         if state.phase == Phase::Closed {
             drop(state);
@@ -307,21 +323,33 @@ impl Session {
         state.queue = Some(queue);
         drop(state);
         self.touched.store(true, Ordering::Relaxed);
-        Ok(Some((consumer, known)))
+        Ok(Some(consumer))
     }
 
-    /// How many partitions each topic has; `None` where nobody could say.
-    fn known_partitions(&self, consumer: &GroupConsumer) -> Vec<Option<i32>> {
-        self.topics
-            .iter()
-            .map(|topic| match consumer.partition_count(topic, RESOLVE_TIMEOUT) {
-                Ok(count) => Some(count),
-                Err(error) => {
-                    tracing::warn!(%topic, %error, "cannot tell old partitions from new ones");
-                    None
+    fn is_closed(&self) -> bool {
+        self.state.lock().phase == Phase::Closed
+    }
+
+    /// How many partitions each topic has; asks until the brokers answer, or the session is closed (`None`). Blocks.
+    fn known_partitions(&self, consumer: &GroupConsumer) -> Option<Vec<Option<i32>>> {
+        let ask = |topic: &Arc<str>| -> Option<Option<i32>> {
+            loop {
+                if self.is_closed() {
+                    return None;
                 }
-            })
-            .collect()
+                let error = match consumer.partition_count(topic, KNOWN_TIMEOUT) {
+                    Ok(count) => return Some(Some(count)),
+                    Err(error) => error,
+                };
+                self.log_once("cannot tell old partitions from new ones", &error);
+                // Anything else is an answer, which asking again does not change.
+                if !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) {
+                    return Some(None);
+                }
+                std::thread::sleep(KNOWN_INTERVAL);
+            }
+        };
+        self.topics.iter().map(ask).collect()
     }
 
     /// The next message, if one is ready. Never blocks, and never fetches ahead of the prefetch budget.
@@ -510,13 +538,14 @@ impl Session {
         self.ready.notify_one();
     }
 
-    /// A snapshot; `lag` costs no request.
+    /// Subscribed topics that do not exist (yet).
+    pub fn missing(&self) -> Vec<Arc<str>> {
+        self.state.lock().missing.iter().cloned().collect()
+    }
+
+    /// A snapshot, without side effects; `lag` costs no request.
     pub fn view(&self) -> SessionView {
-        let mut state = self.state.lock();
-        if state.buffer.is_empty() {
-            // Shows where a partition that nobody has popped from begins.
-            state.take();
-        }
+        let state = self.state.lock();
         let partitions = state
             .partitions
             .iter()
@@ -538,7 +567,7 @@ impl Session {
 
     /// The session's task: serves the consumer until the session closes, its client falls silent, or the
     /// consumer dies.
-    async fn serve(&self, consumer: Arc<GroupConsumer>, known: Option<Vec<Option<i32>>>) {
+    async fn serve(&self, consumer: Arc<GroupConsumer>) {
         let mut closing = self.closing.subscribe();
         let max_poll = self.options.max_poll_interval;
         let tick = (max_poll / 8).clamp(Duration::from_millis(20), Duration::from_secs(30));
@@ -548,7 +577,7 @@ impl Session {
             while end.is_none()
                 && let Some(event) = consumer.next_event()
             {
-                end = self.handle(&consumer, known.as_deref(), event).await;
+                end = self.handle(&consumer, event).await;
             }
             if let Some(end) = end {
                 break end;
@@ -605,17 +634,12 @@ impl Session {
     }
 
     /// Returns why the consumer is of no use any more, if so.
-    async fn handle(
-        &self,
-        consumer: &Arc<GroupConsumer>,
-        known: Option<&[Option<i32>]>,
-        event: ConsumerEvent,
-    ) -> Option<End> {
+    async fn handle(&self, consumer: &Arc<GroupConsumer>, event: ConsumerEvent) -> Option<End> {
         let name = &self.name.full;
         match event {
             ConsumerEvent::Assigned(partitions) => {
                 self.metrics.rebalances.with_label_values(&["assigned"]).inc();
-                let partitions = match known {
+                let partitions = match self.known.get() {
                     None => partitions,
                     Some(known) => match self.with_starts(consumer, known, partitions).await {
                         Ok(Some(partitions)) => partitions,
@@ -628,6 +652,7 @@ impl Session {
                     tracing::warn!(%name, %error, "assign");
                     return Some(End::Rejoin);
                 }
+                self.find_missing(consumer).await;
             }
             ConsumerEvent::Revoked { partitions, lost } => {
                 let kind = if lost { "lost" } else { "revoked" };
@@ -663,6 +688,33 @@ impl Session {
             ConsumerEvent::Fatal(error) => return Some(End::Fatal(error)),
         }
         None
+    }
+
+    /// Looks whether topics that were missing are there by now: their partitions may have gone to other members. The
+    /// group divides anew when one appears, so that this is the moment.
+    async fn find_missing(&self, consumer: &Arc<GroupConsumer>) {
+        let missing = self.missing();
+        if missing.is_empty() {
+            return;
+        }
+        let consumer = consumer.clone();
+        let look = move || -> Result<Vec<Arc<str>>> {
+            let mut found = Vec::new();
+            for topic in missing {
+                if consumer.partition_count(&topic, MISSING_TIMEOUT)? > 0 {
+                    found.push(topic);
+                }
+            }
+            Ok(found)
+        };
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Ok(found)) => {
+                let mut state = self.state.lock();
+                state.missing.retain(|topic| !found.contains(topic));
+            }
+            Ok(Err(error)) => tracing::debug!(name = %self.name.full, %error, "missing topics"),
+            Err(error) => tracing::error!(%error, "missing topics"),
+        }
     }
 
     /// Commits what librdkafka has left uncommitted for too long; returns when to look again.
@@ -778,9 +830,6 @@ impl Session {
         }
     }
 }
-
-/// A consumer that runs, and how many partitions its topics had when it started, where that matters.
-type Started = (Arc<GroupConsumer>, Option<Vec<Option<i32>>>);
 
 enum End {
     Closed,
@@ -914,9 +963,10 @@ fn find(partitions: &[Assigned], hint: usize, topic: &str, partition: i32) -> Op
 
 impl Assigned {
     fn lag(&self, consumer: &GroupConsumer) -> Option<i64> {
-        let (_, next) = consumer.cached_offsets(&self.topic, self.partition)?;
+        let (first, next) = consumer.cached_offsets(&self.topic, self.partition)?;
         let done = self.position.acked.or(self.position.start);
-        done.map(|done| (next - done).max(0))
+        // Where nothing was taken yet its start is known only if there is nothing to be taken.
+        done.map(|done| (next - done).max(0)).or((first == next).then_some(0))
     }
 }
 

@@ -192,14 +192,30 @@ pub fn execute(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome
     }
     let errors = out.errors();
     let outcome = (command.run)(client, args, out);
-    match &outcome {
-        Outcome::Wait(..) | Outcome::Flush => {}
-        _ => {
-            client.resumed = None;
+    if !matches!(outcome, Outcome::Wait(..) | Outcome::Flush) {
+        client.resumed = None;
+    }
+    // Counted when it is decided; never, if the connection ends before.
+    match outcome {
+        Outcome::Wait(..) | Outcome::Flush => outcome,
+        Outcome::Ticket(ticket) => {
+            out.pending(ticket, index);
+            client.gateway.counters.resolve(out);
+            Outcome::Done
+        }
+        Outcome::Run(reply) => {
+            let gateway = client.gateway.clone();
+            Outcome::Run(Box::pin(async move {
+                let value = reply.await;
+                gateway.counters.count(index, !matches!(value, Value::Error(_)));
+                value
+            }))
+        }
+        Outcome::Done | Outcome::Close => {
             client.gateway.counters.count(index, out.errors() == errors);
+            outcome
         }
     }
-    outcome
 }
 
 fn look_up(name: &[u8]) -> Option<(usize, &'static Command)> {
@@ -246,6 +262,11 @@ impl CommandCounters {
         if let Some(counters) = self.by_command.get(index) {
             counters[usize::from(ok)].inc();
         }
+    }
+
+    /// Turns the replies of `out` that have been decided into bytes, and counts their commands.
+    pub fn resolve(&self, out: &mut Output) {
+        out.resolve(|command, ok| self.count(command, ok));
     }
 
     /// All commands so far.

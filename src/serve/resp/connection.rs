@@ -24,6 +24,10 @@ const READ_BYTES: usize = 16 * 1024;
 /// Replies are sent once they are this long, even if more commands are at hand.
 const WRITE_BYTES: usize = 64 * 1024;
 
+/// After so many commands the connection lets others on its thread run, however many are at hand: EXEC may have
+/// millions.
+const COMMANDS_AT_ONCE: usize = 1000;
+
 /// While a pop waits, the commands behind it are read ahead up to here.
 const READ_AHEAD_BYTES_MAX: usize = 1 << 20;
 
@@ -81,6 +85,8 @@ struct Connection {
 enum Step {
     /// All that was read is done.
     Input,
+    /// It is the turn of others.
+    Yield,
     /// Too much waits to be sent.
     Flush,
     /// A command waits, see [`Outcome::Wait`].
@@ -106,6 +112,13 @@ impl Connection {
                 Step::Input => {
                     self.write()?;
                     if !self.read_more().await? {
+                        return Ok(());
+                    }
+                }
+                Step::Yield => {
+                    self.write()?;
+                    tokio::task::yield_now().await;
+                    if self.is_over() {
                         return Ok(());
                     }
                 }
@@ -142,9 +155,15 @@ impl Connection {
 
     /// Runs commands until something has to be waited for.
     fn execute(&mut self) -> Step {
-        loop {
+        for _ in 0..COMMANDS_AT_ONCE {
             if self.out.len() > self.gateway.config.output_bytes_max.saturating_mul(OUTPUT_FACTOR) {
                 return Step::Flush;
+            }
+            if self.out.sendable().len() > WRITE_BYTES
+                && let Err(error) = self.write()
+            {
+                tracing::debug!(%error, "connection");
+                return Step::Close;
             }
             if let Some(args) = self.client.next_of_exec() {
                 let borrowed: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
@@ -175,23 +194,15 @@ impl Connection {
             if let Some(step) = step {
                 return step;
             }
-            if self.out.sendable().len() > WRITE_BYTES
-                && let Err(error) = self.write()
-            {
-                tracing::debug!(%error, "connection");
-                return Step::Close;
-            }
         }
+        Step::Yield
     }
 
     fn after(&mut self, outcome: Outcome) -> Option<Step> {
         match outcome {
             Outcome::Done => None,
-            Outcome::Ticket(ticket) => {
-                self.out.pending(ticket);
-                self.out.resolve();
-                None
-            }
+            // Its place in the output is taken.
+            Outcome::Ticket(_) => None,
             Outcome::Close => Some(Step::Close),
             Outcome::Flush => Some(Step::Flush),
             Outcome::Wait(wait) => Some(Step::Wait(wait)),
@@ -202,7 +213,7 @@ impl Connection {
     /// Sends what the socket takes now.
     fn write(&mut self) -> io::Result<()> {
         if self.out.has_pending() {
-            self.out.resolve();
+            self.gateway.counters.resolve(&mut self.out);
         }
         while !self.out.sendable().is_empty() {
             match self.stream.try_write(self.out.sendable()) {

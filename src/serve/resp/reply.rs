@@ -55,6 +55,8 @@ pub struct Output {
 #[derive(Debug)]
 struct Pending {
     ticket: Arc<Ticket>,
+    /// Index of its command, which is counted when the ticket is decided.
+    command: usize,
     /// What follows that reply.
     after: Vec<u8>,
 }
@@ -112,17 +114,19 @@ impl Output {
         }
     }
 
-    /// A reply that `ticket` will decide: the number of messages stored, or an error.
-    pub fn pending(&mut self, ticket: Arc<Ticket>) {
-        self.pending.push_back(Pending { ticket, after: Vec::new() });
+    /// The reply of a command that `ticket` will decide: the number of messages stored, or an error.
+    pub fn pending(&mut self, ticket: Arc<Ticket>, command: usize) {
+        self.pending.push_back(Pending { ticket, command, after: Vec::new() });
     }
 
-    /// Turns replies that have been decided into bytes, as far as the order allows.
-    pub fn resolve(&mut self) {
+    /// Turns replies that have been decided into bytes, as far as the order allows; `decided` hears of each command,
+    /// and whether it went well.
+    pub fn resolve(&mut self, decided: impl Fn(usize, bool)) {
         while let Some(outcome) = self.pending.front().and_then(|front| front.ticket.outcome()) {
             let Some(front) = self.pending.pop_front() else { return };
             self.pending_bytes -= front.after.len();
             let later = std::mem::take(&mut self.pending);
+            decided(front.command, outcome.is_ok());
             match outcome {
                 Ok(count) => self.int(i64::try_from(count).unwrap_or(i64::MAX)),
                 Err(error) => self.error(&format!("PROD {error}")),
@@ -333,12 +337,18 @@ mod tests {
         let ticket = Ticket::new(1, Arc::new(Notify::new()));
         let mut output = Output::default();
         output.simple("OK");
-        output.pending(ticket.clone());
+        let decided = std::cell::Cell::new(None);
+        let resolve = |output: &mut Output| {
+            output.resolve(|command, ok| decided.set(Some((command, ok))));
+        };
+        output.pending(ticket.clone(), 5);
         output.int(2);
-        output.resolve();
+        resolve(&mut output);
+        assert_eq!(decided.get(), None);
         assert_eq!(output.sendable(), b"+OK\r\n");
         ticket.settle(1, None);
-        output.resolve();
+        resolve(&mut output);
+        assert_eq!(decided.get(), Some((5, true)));
         assert_eq!(output.sendable(), b"+OK\r\n:1\r\n:2\r\n");
         output.sent(13);
         assert!(output.is_empty());

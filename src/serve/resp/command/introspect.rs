@@ -191,13 +191,13 @@ pub fn hgetall(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome
         return Outcome::Done;
     }
     let producer = &client.gateway.producer;
-    let sessions = client.gateway.registry.sessions();
+    let registry = &client.gateway.registry;
     let rows = [
         ("producer.unflushed.messages", producer.unflushed()),
         ("producer.delivery.errors", producer.stats().delivery_errors()),
         ("producer.unknown.events", producer.stats().unknown_events()),
-        ("consumer.sessions", sessions.len()),
-        ("consumer.missing.topics", sessions.iter().map(|session| session.missing.len()).sum()),
+        ("consumer.sessions", registry.len()),
+        ("consumer.missing.topics", registry.missing()),
         ("clients.connected", client.gateway.clients.len()),
     ];
     out.map(rows.len());
@@ -291,7 +291,8 @@ pub fn info(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
         "Kafka",
         &[
             ("kafka_clients", client_count().to_string()),
-            ("consumer_sessions", gateway.registry.sessions().len().to_string()),
+            ("consumer_sessions", gateway.registry.len().to_string()),
+            ("producer_topics", gateway.producer.topic_count().to_string()),
             ("producer_unflushed_messages", gateway.producer.unflushed().to_string()),
             ("producer_delivery_errors", gateway.producer.stats().delivery_errors().to_string()),
         ],

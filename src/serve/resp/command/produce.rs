@@ -25,7 +25,6 @@ pub fn rpushx(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome 
         return Outcome::Done;
     };
     let sent = lane(client, topic)
-        .map_err(SendError::Failed)
         .and_then(|lane| client.gateway.producer.send(&lane, key, Some(message)));
     match sent {
         Ok(()) => out.int(1),
@@ -57,7 +56,16 @@ fn produce(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Output) 
     let resumed = client.resumed.take().unwrap_or_default();
     let ticket =
         resumed.ticket.unwrap_or_else(|| Ticket::new(values.len(), client.info.attention.clone()));
-    let way = lane(client, topic).map(|lane| lane.with_ticket(ticket.clone()));
+    let way = match lane(client, topic) {
+        Ok(lane) => Ok(lane.with_ticket(ticket.clone())),
+        Err(SendError::Failed(error)) => Err(error),
+        Err(SendError::Wait(mark)) => {
+            let resumed_again = client.resumed.get_or_insert_default();
+            resumed_again.progress = resumed.progress;
+            resumed_again.ticket = Some(ticket);
+            return room(client, mark);
+        }
+    };
     for (index, value) in values.iter().enumerate().skip(resumed.progress) {
         let sent = match &way {
             Ok(way) => client.gateway.producer.send(way, key, Some(value)),
@@ -87,7 +95,7 @@ fn split_key(key: &[u8]) -> Option<(&str, Option<&[u8]>)> {
 }
 
 /// The connection's way to `topic`; most clients stay with one.
-fn lane(client: &mut Client, topic: &str) -> crate::error::Result<Arc<Lane>> {
+fn lane(client: &mut Client, topic: &str) -> Result<Arc<Lane>, SendError> {
     if let Some(lane) = &client.lane
         && lane.topic() == topic
         && !lane.is_stale()

@@ -227,7 +227,7 @@ fn set_info(info: &ClientInfo, what: &[u8], value: &[u8]) -> Result<(), String> 
 fn line(client: &Client, info: &ClientInfo) -> String {
     let session = info.name().and_then(|name| client.gateway.registry.session(&name));
     match session {
-        Some(session) => info.line(Some(&session.topics().join(",")), &session.view().missing),
+        Some(session) => info.line(Some(&session.topics().join(",")), &session.missing()),
         None => info.line(None, &[]),
     }
 }

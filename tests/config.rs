@@ -371,7 +371,7 @@ fn a_wrong_variable_is_one_line_that_names_it() {
         ("KARROW_LOG_FORMAT", "xml", "'xml' is none of text, json"),
         ("KARROW_LOG_LEVEL", "loud", "'loud' is no level, try error, warn, info, debug or trace"),
         ("KARROW_MAX_CLIENTS", "0", "'0' is no whole number from 1 to 16777216"),
-        ("KARROW_BROKERS", ",", "',': expected host:port[,host:port…]"),
+        ("KARROW_BROKERS", ",", "expected host:port[,host:port…], an entry is empty"),
         ("KARROW_TOPICS", "a,b c", "'b c' is no legal topic name (1 to 249 of a-z A-Z 0-9 . _ -)"),
         (
             "KARROW_BULK_LIMI",

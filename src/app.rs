@@ -10,13 +10,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::banner::{Addresses, banner};
 use crate::config::Config;
+use crate::decode::formats::Formats;
+use crate::decode::schema_registry::SchemaRegistry;
+use crate::decode::schemas::Schemas;
 use crate::error::Result;
 use crate::kafka::admin::ensure_topics;
 use crate::kafka::embedded::EmbeddedBroker;
 use crate::kafka::producer::{Producer, ProducerLimits};
 use crate::metrics::Metrics;
 use crate::serve::http::{HttpServer, HttpState};
-use crate::serve::resp::{Gateway, RespServer};
+use crate::serve::resp::{Gateway, RespServer, Services};
+use crate::stream::batch::BatchOptions;
 use crate::stream::registry::Registry;
 
 /// How long creating `--topics` may take; the embedded broker needs some milliseconds.
@@ -52,6 +56,12 @@ pub struct Running {
 /// # Errors
 /// An address that cannot be bound, or an embedded broker that cannot start: one line each.
 pub async fn start(mut config: Config) -> Result<Running> {
+    let metrics = Arc::new(Metrics::new()?);
+    let settings = config.formats.registry.as_ref();
+    let schemas =
+        settings.map(|settings| SchemaRegistry::new(settings, metrics.clone())).transpose()?;
+    let known = schemas.clone().map(|schemas| schemas as Arc<dyn Schemas>);
+    let formats = Arc::new(Formats::new(config.formats.clone(), known)?);
     let resp = RespServer::bind(&config.resp)?;
     let http_server = config.http.as_ref().map(HttpServer::bind).transpose()?;
     let broker = match &config.embedded {
@@ -70,7 +80,6 @@ pub async fn start(mut config: Config) -> Result<Running> {
         embedded: broker.is_some(),
     };
 
-    let metrics = Arc::new(Metrics::new()?);
     let producer = Arc::new(Producer::new(
         &config.kafka.producer,
         ProducerLimits {
@@ -81,16 +90,23 @@ pub async fn start(mut config: Config) -> Result<Running> {
         metrics.clone(),
     ));
     let registry = Registry::new(config.kafka.consumer.clone(), metrics.clone());
-    let gateway = Gateway::new(
-        config.resp.clone(),
-        &resp,
-        registry.clone(),
-        producer.clone(),
-        metrics.clone(),
-        Handle::current(),
-    );
+    let batches = BatchOptions {
+        rows_max: config.batches.rows_max,
+        bytes_max: config.batches.bytes_max,
+        ..BatchOptions::default()
+    };
+    let services = Services {
+        registry: registry.clone(),
+        producer: producer.clone(),
+        formats,
+        batches,
+        metrics: metrics.clone(),
+        runtime: Handle::current(),
+    };
+    let gateway = Gateway::new(config.resp.clone(), &resp, services);
     resp.start(&gateway)?;
     let http = Arc::new(HttpState {
+        schemas,
         metrics,
         registry: registry.clone(),
         producer: producer.clone(),

@@ -11,10 +11,12 @@ use crate::error::{Error, Result};
 pub mod environment;
 mod file;
 pub mod flags;
+pub mod formats;
 mod librdkafka;
 pub mod units;
 
 use flags::{Brokers, Host, HttpPort, LogFormat, LogLevel, ServeFlags, Settings, TopicName};
+use formats::{FormatsConfig, SchemaRegistrySettings};
 pub use librdkafka::OWNED as OWNED_CONSUMER_OPTIONS;
 use units::{ByteSize, Count, Span};
 
@@ -31,6 +33,10 @@ pub struct Config {
     pub embedded: Option<EmbeddedConfig>,
     /// Topics to create in the embedded broker at start.
     pub topics: Vec<String>,
+    /// What keys and payloads are made of.
+    pub formats: FormatsConfig,
+    /// Limits of Arrow batches.
+    pub batches: BatchConfig,
     /// How long a graceful shutdown may take before the process exits anyway.
     pub shutdown_grace: Duration,
     /// What goes to stderr.
@@ -73,6 +79,15 @@ pub struct HttpConfig {
     pub connections_max: usize,
     /// How long a connection may take for its request, and for reading the answer.
     pub request_time_max: Duration,
+}
+
+/// Limits of Arrow batches, where a reader asks for no others.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchConfig {
+    /// Most records.
+    pub rows_max: usize,
+    /// Most bytes of their keys and payloads.
+    pub bytes_max: usize,
 }
 
 /// What goes to stderr, and how it looks.
@@ -200,6 +215,11 @@ impl Config {
         }
         let resp = resp_config(&settings, host, &kafka, warnings);
         Ok(Self {
+            formats: formats_config(&settings)?,
+            batches: BatchConfig {
+                rows_max: settings.batch_size.map_or(8_192, |Count(rows)| rows),
+                bytes_max: settings.batch_bytes.map_or(1 << 20, |ByteSize(bytes)| bytes),
+            },
             resp,
             http,
             kafka,
@@ -214,6 +234,40 @@ impl Config {
             },
         })
     }
+}
+
+/// Checks what karrow.toml says of single topics, as far as that needs no other file.
+fn formats_config(settings: &Settings) -> Result<FormatsConfig> {
+    for (topic, known) in &settings.topic {
+        if !topic_is_legal(topic) {
+            return Err(Error::invalid(format!("topic.{topic}: no legal topic name")));
+        }
+        if let Some(delimiter) = known.csv_delimiter
+            && (!delimiter.is_ascii() || matches!(delimiter, '"' | '\r' | '\n'))
+        {
+            return Err(Error::invalid(format!(
+                "topic.{topic}: csv-delimiter: '{}' is no ASCII character that can be between values",
+                delimiter.escape_debug()
+            )));
+        }
+    }
+    let registry = settings.schema_registry.as_ref().map(|urls| SchemaRegistrySettings {
+        urls: urls.clone(),
+        user: settings.schema_registry_user.clone(),
+        password: settings.schema_registry_password.clone(),
+        token: settings.schema_registry_token.clone(),
+        ca_file: settings.schema_registry_ca.clone(),
+    });
+    let default = FormatsConfig::default();
+    Ok(FormatsConfig {
+        registry,
+        payload: settings.payload_format.unwrap_or(default.payload),
+        key: settings.key_format.unwrap_or(default.key),
+        on_bad_record: settings.on_bad_record.unwrap_or(default.on_bad_record),
+        fields_max: settings.json_fields.map_or(default.fields_max, |Count(fields)| fields),
+        topics: settings.topic.clone(),
+        ..default
+    })
 }
 
 impl KafkaConfig {

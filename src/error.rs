@@ -46,6 +46,11 @@ impl Error {
         Self::new(ErrorKind::Invalid, message)
     }
 
+    /// Shorthand for [`ErrorKind::Internal`].
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, message)
+    }
+
     /// A listener that cannot be had: says where, and which flag chooses another port.
     pub fn cannot_listen(what: &str, addr: SocketAddr, port: &str, why: &io::Error) -> Self {
         let hint = match why.kind() {

@@ -10,6 +10,8 @@ pub mod metrics;
 
 pub mod kafka;
 
+pub mod decode;
+
 pub mod stream;
 
 pub mod serve;

@@ -21,7 +21,27 @@ const EXIT_FAILURE: u8 = 1;
 const QUIET: &str =
     "tansu_broker=off,tansu_storage=off,tansu_service=off,tansu_sans_io=off,rama=off";
 
+/// Blocks up to this size come from the heap.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const HEAP_BLOCK_BYTES_MAX: libc::c_int = 16 << 20;
+
+/// Freed memory that the heap keeps.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const HEAP_SPARE_BYTES_MAX: libc::c_int = 32 << 20;
+
+/// Left to itself, glibc gives the memory of each batch back to the system, which clears it anew for the next one: two
+/// thirds of the CPU time of draining a topic went into page faults.
+fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt changes two numbers of the allocator; no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, HEAP_BLOCK_BYTES_MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, HEAP_SPARE_BYTES_MAX);
+    }
+}
+
 fn main() -> ExitCode {
+    keep_freed_memory();
     let args: Vec<_> = std::env::args_os().collect();
     let cli = match environment::parse(&args) {
         Ok(cli) => cli,
@@ -36,7 +56,7 @@ fn main() -> ExitCode {
         }
     };
     let outcome = match cli.command {
-        Command::Serve(flags) => serve(flags),
+        Command::Serve(flags) => serve(*flags),
         Command::Topics(flags) => topics(flags).map(|()| ExitCode::SUCCESS),
     };
     match outcome {
@@ -69,7 +89,11 @@ fn serve(flags: ServeFlags) -> Result<ExitCode, Failure> {
         let shutdown = CancellationToken::new();
         cancel_on_signal(shutdown.clone())
             .map_err(|error| internal("cannot watch signals", &error))?;
-        karrow::app::serve(config, shutdown).await.map_err(Failure::Runtime)
+        karrow::app::serve(config, shutdown).await.map_err(|error| match error.kind() {
+            // What only the start can check: files with schemas, a registry's URL.
+            ErrorKind::Invalid => Failure::Usage(error),
+            _ => Failure::Runtime(error),
+        })
     });
     // Requests that still wait for a broker must not hold the process beyond its grace.
     runtime.shutdown_background();

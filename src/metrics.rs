@@ -1,7 +1,10 @@
 //! The counters of the whole program, for Prometheus. Gauges that are a look at live state (sessions, lag) are
 //! set when they are scraped, in `serve/http`.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -47,6 +50,22 @@ pub struct Metrics {
     pub missing_topics: IntGaugeVec,
     /// librdkafka clients in this process.
     pub kafka_clients: IntGauge,
+    /// Rows of batches, by topic and format of the payload.
+    pub decoded_rows: IntCounterVec,
+    /// Bytes of the payloads they were decoded from, by topic and format.
+    pub decoded_bytes: IntCounterVec,
+    /// Time to decode a batch, by format.
+    pub decode_seconds: HistogramVec,
+    /// Reasons for rows with an `error`, by topic and reason.
+    pub bad_rows: IntCounterVec,
+    /// Values that became text because a limit left no column of their own, by topic.
+    pub overflow_values: IntCounterVec,
+    /// Questions for schemas of the registry by outcome (`hit`, `miss`).
+    pub schema_cache: IntCounterVec,
+    /// Requests to the schema registry by outcome (`ok`, `unknown`, `error`).
+    pub schema_registry_requests: IntCounterVec,
+    /// How long each of them took.
+    pub schema_registry_seconds: Histogram,
 }
 
 impl Metrics {
@@ -132,6 +151,45 @@ impl Metrics {
             )?,
             kafka_clients: make
                 .gauge("karrow_kafka_clients", "librdkafka clients in this process.")?,
+            decoded_rows: make.counters(
+                "karrow_decoded_rows_total",
+                "Rows of Arrow batches, by topic and format of the payload.",
+                &["topic", "format"],
+            )?,
+            decoded_bytes: make.counters(
+                "karrow_decoded_bytes_total",
+                "Payload bytes decoded into Arrow batches.",
+                &["topic", "format"],
+            )?,
+            decode_seconds: make.histograms(
+                "karrow_decode_seconds",
+                "Time to decode one batch.",
+                &["format"],
+            )?,
+            bad_rows: make.counters(
+                "karrow_bad_rows_total",
+                "Reasons for rows that could not be decoded.",
+                &["topic", "reason"],
+            )?,
+            overflow_values: make.counters(
+                "karrow_overflow_values_total",
+                "Values that became text because a limit left no column of their own.",
+                &["topic"],
+            )?,
+            schema_cache: make.counters(
+                "karrow_schema_cache_total",
+                "Look-ups of registry schemas by outcome: hit or miss.",
+                &["outcome"],
+            )?,
+            schema_registry_requests: make.counters(
+                "karrow_schema_registry_requests_total",
+                "Requests to the schema registry by outcome: ok, unknown or error.",
+                &["outcome"],
+            )?,
+            schema_registry_seconds: make.histogram(
+                "karrow_schema_registry_seconds",
+                "Duration of requests to the schema registry.",
+            )?,
             registry: registry.clone(),
         };
         Ok(metrics)
@@ -161,8 +219,20 @@ impl Maker<'_> {
         Ok(metric)
     }
 
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec> {
+        let metric = HistogramVec::new(HistogramOpts::new(name, help), labels).map_err(internal)?;
+        self.0.register(Box::new(metric.clone())).map_err(internal)?;
+        Ok(metric)
+    }
+
     fn gauge(&self, name: &str, help: &str) -> Result<IntGauge> {
         let metric = IntGauge::new(name, help).map_err(internal)?;
+        self.0.register(Box::new(metric.clone())).map_err(internal)?;
+        Ok(metric)
+    }
+
+    fn histogram(&self, name: &str, help: &str) -> Result<Histogram> {
+        let metric = Histogram::with_opts(HistogramOpts::new(name, help)).map_err(internal)?;
         self.0.register(Box::new(metric.clone())).map_err(internal)?;
         Ok(metric)
     }

@@ -1,5 +1,8 @@
-//! Consumer sessions and the registry that names them; knows no protocol.
+//! Consumer sessions, the registry that names them, and batches; knows no protocol.
 
 pub mod acks;
+pub mod batch;
+pub mod drain;
+pub mod letters;
 pub mod registry;
 pub mod session;

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use karrow::config::flags::{ServeFlags, Settings};
+use karrow::config::formats::Format;
 use karrow::config::{Config, KafkaConfig, Warning};
 use karrow::error::ErrorKind;
 
@@ -86,9 +87,36 @@ fn the_sample_holds_every_setting_with_its_default() {
 
     let unknown = toml("nonsense = 1").unwrap_err();
     for name in unknown.split('`').skip(3).step_by(2) {
-        assert!(settings.contains(&format!("{name} = ")), "the sample lacks {name}");
+        let is_there = match name {
+            "topic" => sample.contains("[topic.orders]"),
+            // What has no default is indented there.
+            name => {
+                sample.contains(&format!("#   {name} = "))
+                    || settings.contains(&format!("{name} = "))
+            }
+        };
+        assert!(is_there, "the sample lacks {name}");
     }
     load(&[&root("karrow.toml.sample")], Settings::default()).unwrap();
+}
+
+#[test]
+fn tables_of_topics_are_checked() {
+    let (config, _) = load(&[&root("karrow.toml.sample")], Settings::default()).unwrap();
+    assert!(config.formats.topics.is_empty());
+    let text = "[topic.orders]\npayload = \"csv\"\ncsv-columns = [\"a\"]\ntimestamps = [\"a\"]\n";
+    let config = toml(text).unwrap();
+    assert_eq!(config.formats.topics["orders"].payload, Some(Format::Csv));
+    for (text, expected) in [
+        ("[topic.orders]\npayload = \"xml\"", "karrow.toml:2:11: payload: unknown variant `xml`"),
+        ("[topic.orders]\npayloads = \"json\"", "karrow.toml:2:1: unknown setting `payloads`"),
+        ("[topic.\"a b\"]\npayload = \"json\"", "topic.a b: no legal topic name"),
+        ("[topic.a]\ncsv-delimiter = \"ä\"", "topic.a: csv-delimiter: 'ä' is no ASCII character"),
+        ("[topic.a]\non-bad-record = \"drop\"", "on-bad-record: unknown variant `drop`"),
+    ] {
+        let error = toml(text).unwrap_err();
+        assert!(error.contains(expected), "{text:?} gave {error:?}, not {expected:?}");
+    }
 }
 
 #[test]
@@ -343,6 +371,12 @@ fn a_mistake_ends_the_process_with_64() {
             "'f=l=g'",
         ),
         (vec!["serve", "--embedded", "--brokers", "k:1"], vec![], "exclude each other"),
+        (vec!["serve", "--payload-format", "avro"], vec![], "avro: needs --schema-registry"),
+        (
+            vec!["serve", "--schema-registry", "ftp://x"],
+            vec![],
+            "schema-registry: not a URL of http",
+        ),
         (vec!["serve", "--brokers", "k:1,k:notaport"], vec![], "'k:notaport' has no legal port"),
         (vec!["topics", "list", "--brokers", "k:x"], vec![], "'k:x' has no legal port"),
         (vec!["topics", "create"], vec![], "TOPIC"),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod ack;
+mod arrow;
 mod config;
 mod consume;
 #[cfg(feature = "embedded-broker")]

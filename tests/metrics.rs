@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::support::kafka::{Code, HEARTBEAT, OFFSET_COMMIT, PRODUCE};
+use crate::support::registry::Registry;
 use crate::support::{Kafka, Karrow, Reply, eventually};
 
 /// The names in the source, so that a new metric has to be moved here.
@@ -16,15 +17,19 @@ fn names() -> BTreeSet<String> {
 
 #[test]
 fn every_metric_moves() {
-    let kafka = Kafka::with(&[("t", 1), ("p", 1), ("stuck", 1)]);
+    let kafka = Kafka::with(&[("t", 1), ("p", 1), ("stuck", 1), ("j", 1)]);
     kafka.put_all("t", 0, ["one", "three", "five"]);
-    let karrow = Karrow::with(&kafka, &["--max-clients", "6"], |_| {});
+    let registry = Registry::start();
+    let flags = ["--max-clients", "6", "--json-fields", "1", "--schema-registry", &registry.url()];
+    let karrow = Karrow::with(&kafka, &flags, |_| {});
     let before = karrow.metrics();
     let mut moved = BTreeSet::new();
     let mut look = || {
         for (name, value) in karrow.metrics() {
             if before.get(&name).copied().unwrap_or(0.0) != value {
-                moved.insert(name.split('{').next().expect("a name").to_owned());
+                let name = name.split('{').next().expect("a name");
+                // A histogram has a count, a sum and buckets.
+                moved.insert(name.strip_suffix("_count").unwrap_or(name).to_owned());
             }
         }
     };
@@ -90,6 +95,27 @@ fn every_metric_moves() {
     assert_eq!((command("unknown", "error"), command("blpop", "ok")), (1.0, 3.0));
     assert!(metric("karrow_received_bytes_total") > 200.0);
     assert!(metric("karrow_sent_bytes_total") > 100.0);
+
+    // A registry's JSON, one field too many, and a record that is none.
+    registry.put(5, "JSON", "{}");
+    for text in [r#"{"a":1,"b":2}"#, r#"{"a":3}"#, r#"{"a":"#] {
+        kafka.put("j", 0, [b"\0\0\0\0\x05", text.as_bytes()].concat());
+    }
+    let mut columns = karrow.named("g3:n");
+    let reply = columns.call(&[
+        "BLPOP",
+        r#"arrow:j:{"karrow.batch.rows":3,"karrow.batch.wait.ms":30000}"#,
+        "30",
+    ]);
+    assert_eq!(reply.array().len(), 2);
+    let json = "format=\"json\",topic=\"j\"";
+    assert_eq!(labelled("karrow_decoded_rows_total", json), 3.0);
+    assert_eq!(labelled("karrow_decoded_bytes_total", json), 40.0);
+    assert_eq!(labelled("karrow_decode_seconds_count", "format=\"json\""), 1.0);
+    assert_eq!(labelled("karrow_bad_rows_total", "reason=\"truncated\",topic=\"j\""), 1.0);
+    assert_eq!(labelled("karrow_overflow_values_total", "topic=\"j\""), 1.0);
+    columns.say("QUIT");
+
     // A session that lost its consumer has none until its next pop.
     kafka.fail(HEARTBEAT, &[Code::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID; 2]);
     karrow.await_metric("karrow_sessions{state=\"dormant\"}", |count| count >= 1.0);

@@ -27,8 +27,18 @@ const CRATES: &[(&[&str], &[&str])] = &[
         &["src/kafka/embedded"],
     ),
     (&["axum", "hyper", "hyper_util"], &["src/serve/http"]),
+    (&["protox", "prost_reflect"], &["src/decode/protobuf"]),
+    (&["reqwest"], &["src/decode/schema_registry.rs"]),
     (&["redis_protocol"], &["src/serve/resp"]),
-    (&["clap"], &["src/config/flags.rs", "src/config/environment.rs", "src/main.rs"]),
+    (
+        &["clap"],
+        &[
+            "src/config/flags.rs",
+            "src/config/formats.rs",
+            "src/config/environment.rs",
+            "src/main.rs",
+        ],
+    ),
 ];
 
 fn sources() -> Vec<(String, String)> {

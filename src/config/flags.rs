@@ -3,6 +3,7 @@
 //! [`Settings`] is one list read twice: by clap from flags and environment, by serde from
 //! karrow.toml. So every setting has the same name in all three places.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::formats::{Format, OnBadRecord, TopicSettings};
 use super::topic_is_legal;
 use super::units::{ByteSize, Count, Span, from_text};
 
@@ -31,7 +33,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the gateway until SIGTERM or SIGINT
-    Serve(ServeFlags),
+    Serve(Box<ServeFlags>),
     /// List, create and delete topics, on any Kafka
     Topics(TopicsFlags),
 }
@@ -149,6 +151,65 @@ pub struct Settings {
     #[arg(long, value_name = "PORT", env = "KARROW_KAFKA_PORT")]
     pub kafka_port: Option<u16>,
 
+    /// Where the schemas are that values name by an id: the URL of a schema registry, or several
+    #[arg(long, value_name = "URL,…", env = "KARROW_SCHEMA_REGISTRY")]
+    pub schema_registry: Option<String>,
+
+    /// User of the schema registry
+    #[arg(long, value_name = "USER", env = "KARROW_SCHEMA_REGISTRY_USER")]
+    pub schema_registry_user: Option<String>,
+
+    /// Password of that user; better in the environment, where others cannot see it
+    #[arg(
+        long,
+        value_name = "PASSWORD",
+        env = "KARROW_SCHEMA_REGISTRY_PASSWORD",
+        hide_env_values = true
+    )]
+    pub schema_registry_password: Option<String>,
+
+    /// Bearer token for the schema registry, in the place of a user
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "KARROW_SCHEMA_REGISTRY_TOKEN",
+        hide_env_values = true
+    )]
+    pub schema_registry_token: Option<String>,
+
+    /// Certificates (PEM) of authorities that vouch for the schema registry, besides the system's
+    #[arg(long, value_name = "FILE", env = "KARROW_SCHEMA_REGISTRY_CA")]
+    pub schema_registry_ca: Option<PathBuf>,
+
+    /// What payloads are made of, where karrow.toml does not say it for their topic [default: auto]
+    #[arg(long, value_name = "FORMAT", env = "KARROW_PAYLOAD_FORMAT")]
+    pub payload_format: Option<Format>,
+
+    /// What keys are made of, where karrow.toml does not say it for their topic [default: raw]
+    #[arg(long, value_name = "FORMAT", env = "KARROW_KEY_FORMAT")]
+    pub key_format: Option<Format>,
+
+    /// What becomes of a record that cannot be decoded [default: column]
+    #[arg(long, value_name = "POLICY", env = "KARROW_ON_BAD_RECORD")]
+    pub on_bad_record: Option<OnBadRecord>,
+
+    /// Most records of an Arrow batch [default: 8192]
+    #[arg(long, value_name = "N", env = "KARROW_BATCH_SIZE")]
+    pub batch_size: Option<Count<1, 1_048_576>>,
+
+    /// Most bytes of keys and payloads in an Arrow batch [default: 1MiB]
+    #[arg(long, value_name = "SIZE", env = "KARROW_BATCH_BYTES")]
+    pub batch_bytes: Option<ByteSize>,
+
+    /// Fields of a topic's JSON objects that get columns; the rest shares one, as text [default: 1000]
+    #[arg(long, value_name = "N", env = "KARROW_JSON_FIELDS")]
+    pub json_fields: Option<Count<1, 100_000>>,
+
+    /// What is known of single topics; only in karrow.toml.
+    #[arg(skip)]
+    #[serde(default)]
+    pub topic: BTreeMap<String, TopicSettings>,
+
     /// Threads that serve connections; 0 is half of the cores [default: 0]
     #[arg(long, value_name = "N", env = "KARROW_IO_THREADS")]
     pub io_threads: Option<Count<0, 1024>>,
@@ -207,6 +268,20 @@ impl Settings {
             embedded: self.embedded.or(lower.embedded),
             data_dir: self.data_dir.or(lower.data_dir),
             kafka_port: self.kafka_port.or(lower.kafka_port),
+            schema_registry: self.schema_registry.or(lower.schema_registry),
+            schema_registry_user: self.schema_registry_user.or(lower.schema_registry_user),
+            schema_registry_password: self
+                .schema_registry_password
+                .or(lower.schema_registry_password),
+            schema_registry_token: self.schema_registry_token.or(lower.schema_registry_token),
+            schema_registry_ca: self.schema_registry_ca.or(lower.schema_registry_ca),
+            payload_format: self.payload_format.or(lower.payload_format),
+            key_format: self.key_format.or(lower.key_format),
+            on_bad_record: self.on_bad_record.or(lower.on_bad_record),
+            batch_size: self.batch_size.or(lower.batch_size),
+            batch_bytes: self.batch_bytes.or(lower.batch_bytes),
+            json_fields: self.json_fields.or(lower.json_fields),
+            topic: if self.topic.is_empty() { lower.topic } else { self.topic },
             io_threads: self.io_threads.or(lower.io_threads),
             max_clients: self.max_clients.or(lower.max_clients),
             bulk_limit: self.bulk_limit.or(lower.bulk_limit),

@@ -385,8 +385,63 @@ enum TopicState {
 struct Waiting {
     since: Instant,
     lane: Arc<Lane>,
+    message: OwnedMessage,
+}
+
+/// A message's header: its name and its value.
+pub type Header = (String, Option<Vec<u8>>);
+
+/// A message to be produced.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Message<'a> {
+    /// Its key.
+    pub key: Option<&'a [u8]>,
+    /// Its value; `None` is a tombstone.
+    pub payload: Option<&'a [u8]>,
+    /// Its headers, in order; no name has a NUL.
+    pub headers: &'a [Header],
+    /// Milliseconds since the epoch, more than 0; now, if there is none.
+    pub timestamp: Option<i64>,
+    /// Where it goes; the topic's partitioner chooses, if there is none.
+    pub partition: Option<i32>,
+}
+
+impl Message<'_> {
+    /// What it counts for in the caps. Reports give back the same: they do not know headers.
+    fn size(&self) -> usize {
+        message_size(self.key, self.payload)
+    }
+}
+
+/// A [`Message`] that waits.
+struct OwnedMessage {
     key: Option<Box<[u8]>>,
     payload: Option<Box<[u8]>>,
+    headers: Box<[Header]>,
+    timestamp: Option<i64>,
+    partition: Option<i32>,
+}
+
+impl OwnedMessage {
+    fn new(message: &Message<'_>) -> Self {
+        Self {
+            key: message.key.map(Into::into),
+            payload: message.payload.map(Into::into),
+            headers: message.headers.into(),
+            timestamp: message.timestamp,
+            partition: message.partition,
+        }
+    }
+
+    fn borrowed(&self) -> Message<'_> {
+        Message {
+            key: self.key.as_deref(),
+            payload: self.payload.as_deref(),
+            headers: &self.headers,
+            timestamp: self.timestamp,
+            partition: self.partition,
+        }
+    }
 }
 
 impl Topic {
@@ -528,14 +583,9 @@ impl Producer {
     ///
     /// # Errors
     /// See [`SendError`]; nothing was taken then.
-    pub fn send(
-        &self,
-        lane: &Arc<Lane>,
-        key: Option<&[u8]>,
-        payload: Option<&[u8]>,
-    ) -> Result<(), SendError> {
+    pub fn send(&self, lane: &Arc<Lane>, message: &Message<'_>) -> Result<(), SendError> {
         let mark = self.mark();
-        let size = message_size(key, payload);
+        let size = message.size();
         let topic = &lane.topic;
         let full = |now: usize, max: usize| now > 0 && now + size > max;
         if full(lane.account.bytes.load(Ordering::Relaxed), self.limits.connection_bytes_max)
@@ -552,8 +602,7 @@ impl Producer {
                     waiting.push(Waiting {
                         since: Instant::now(),
                         lane: lane.clone(),
-                        key: key.map(Into::into),
-                        payload: payload.map(Into::into),
+                        message: OwnedMessage::new(message),
                     });
                     return Ok(());
                 }
@@ -570,7 +619,7 @@ impl Producer {
             }
         }
         self.book(lane, size);
-        hand_over(&self.shared, lane, key, payload).map_err(|code| {
+        hand_over(&self.shared, lane, message).map_err(|code| {
             self.unbook(lane, size);
             if code.0 == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL {
                 return SendError::Wait(mark);
@@ -794,10 +843,8 @@ fn settle_waiting(shared: &Shared, topic: &Arc<Topic>, verdict: Result<(), Kafka
     };
     let verdict = verdict.and_then(|()| topic.known(&shared.metrics).map(|_| ()));
     while let Some(message) = waiting.next() {
-        let outcome = verdict.and_then(|()| {
-            let (key, payload) = (message.key.as_deref(), message.payload.as_deref());
-            hand_over(shared, &message.lane, key, payload)
-        });
+        let outcome =
+            verdict.and_then(|()| hand_over(shared, &message.lane, &message.message.borrowed()));
         let Err(code) = outcome else { continue };
         if code.0 == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL {
             *state = TopicState::Asking(std::iter::once(message).chain(waiting).collect());
@@ -814,7 +861,7 @@ fn settle_waiting(shared: &Shared, topic: &Arc<Topic>, verdict: Result<(), Kafka
 }
 
 fn fail_waiting(shared: &Shared, message: &Waiting, code: KafkaCode) {
-    let size = message_size(message.key.as_deref(), message.payload.as_deref());
+    let size = message.message.borrowed().size();
     let topic = &message.lane.topic;
     topic.log_failure(code, 1);
     settle(shared, &message.lane, 1, size, Some(failure(code, &topic.name)));
@@ -916,37 +963,97 @@ fn is_missing(found: &Existence) -> bool {
 }
 
 /// Gives a message to librdkafka with a reference to its lane, which comes back with its report.
-fn hand_over(
-    shared: &Shared,
-    lane: &Arc<Lane>,
-    key: Option<&[u8]>,
-    payload: Option<&[u8]>,
-) -> Result<(), KafkaCode> {
-    let pointer = |bytes: Option<&[u8]>| bytes.map_or(ptr::null(), <[u8]>::as_ptr);
+fn hand_over(shared: &Shared, lane: &Arc<Lane>, message: &Message<'_>) -> Result<(), KafkaCode> {
+    let Message { key, payload, headers, timestamp, partition } = *message;
     let known = lane.topic.known(&shared.metrics)?;
     let opaque = Arc::into_raw(lane.clone());
-    // SAFETY: the topic is alive through the lane; F_COPY makes librdkafka copy key and payload.
-    let result = unsafe {
-        sys::rd_kafka_produce(
-            known.rkt.as_ptr(),
-            PARTITION_UNASSIGNED,
-            sys::RD_KAFKA_MSG_F_COPY,
-            pointer(payload).cast_mut().cast(),
-            payload.map_or(0, <[u8]>::len),
-            pointer(key).cast(),
-            key.map_or(0, <[u8]>::len),
-            opaque.cast_mut().cast::<c_void>(),
-        )
+    let code = if headers.is_empty() && timestamp.is_none() {
+        let pointer = |bytes: Option<&[u8]>| bytes.map_or(ptr::null(), <[u8]>::as_ptr);
+        // SAFETY: the topic is alive through the lane; F_COPY makes librdkafka copy key and payload.
+        let result = unsafe {
+            sys::rd_kafka_produce(
+                known.rkt.as_ptr(),
+                partition.unwrap_or(PARTITION_UNASSIGNED),
+                sys::RD_KAFKA_MSG_F_COPY,
+                pointer(payload).cast_mut().cast(),
+                payload.map_or(0, <[u8]>::len),
+                pointer(key).cast(),
+                key.map_or(0, <[u8]>::len),
+                opaque.cast_mut().cast::<c_void>(),
+            )
+        };
+        // SAFETY: the call before set the error.
+        let last = || KafkaCode(unsafe { sys::rd_kafka_last_error() });
+        (result != 0).then(last)
+    } else {
+        let code = hand_over_all_of(lane, known.rkt, message, opaque.cast());
+        (!code.is_ok()).then_some(code)
     };
-    if result == 0 {
-        known.messages.inc();
-        known.bytes.inc_by(payload.map_or(0, <[u8]>::len) as u64);
-        return Ok(());
+    match code {
+        None => {
+            known.messages.inc();
+            known.bytes.inc_by(payload.map_or(0, <[u8]>::len) as u64);
+            Ok(())
+        }
+        Some(code) => {
+            // SAFETY: librdkafka did not take the message, so the reference is ours again.
+            drop(unsafe { Arc::from_raw(opaque) });
+            Err(code)
+        }
     }
-    // SAFETY: librdkafka did not take the message, so the reference is ours again; the call set the error.
+}
+
+/// The same for a message with headers or a timestamp, by a call that takes a list of its parts.
+fn hand_over_all_of(
+    lane: &Lane,
+    rkt: NonNull<sys::rd_kafka_topic_t>,
+    message: &Message<'_>,
+    opaque: *const c_void,
+) -> KafkaCode {
+    use sys::rd_kafka_vtype_t::*;
+    use sys::rd_kafka_vu_s__bindgen_ty_1 as Part;
+    let part = |vtype, u| sys::rd_kafka_vu_t { vtype, u };
+    let memory = |bytes: Option<&[u8]>| Part {
+        mem: sys::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
+            ptr: bytes.map_or(ptr::null(), <[u8]>::as_ptr).cast_mut().cast(),
+            size: bytes.map_or(0, <[u8]>::len),
+        },
+    };
+    let names: Result<Vec<_>> = message.headers.iter().map(|(name, _)| c_string(name)).collect();
+    let Ok(names) = names else {
+        return KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__INVALID_ARG);
+    };
+    let partition = message.partition.unwrap_or(PARTITION_UNASSIGNED);
+    let mut parts = vec![
+        part(RD_KAFKA_VTYPE_RKT, Part { rkt: rkt.as_ptr() }),
+        part(RD_KAFKA_VTYPE_PARTITION, Part { i32_: partition }),
+        part(RD_KAFKA_VTYPE_MSGFLAGS, Part { i: sys::RD_KAFKA_MSG_F_COPY }),
+        part(RD_KAFKA_VTYPE_KEY, memory(message.key)),
+        part(RD_KAFKA_VTYPE_VALUE, memory(message.payload)),
+        part(RD_KAFKA_VTYPE_OPAQUE, Part { ptr: opaque.cast_mut() }),
+    ];
+    if let Some(timestamp) = message.timestamp {
+        parts.push(part(RD_KAFKA_VTYPE_TIMESTAMP, Part { i64_: timestamp }));
+    }
+    for (name, (_, value)) in names.iter().zip(message.headers) {
+        let header = sys::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_2 {
+            name: name.as_ptr(),
+            val: value.as_ref().map_or(ptr::null(), |value| value.as_ptr()).cast(),
+            size: value.as_ref().map_or(0, |value| value.len() as isize),
+        };
+        parts.push(part(RD_KAFKA_VTYPE_HEADER, Part { header }));
+    }
+    // SAFETY: client and topic are alive through the lane; every part points to what lives during the call, of which
+    // F_COPY and the headers' own rule make librdkafka take copies.
     unsafe {
-        drop(Arc::from_raw(opaque));
-        Err(KafkaCode(sys::rd_kafka_last_error()))
+        let error =
+            sys::rd_kafka_produceva(lane.topic.client.handle.ptr(), parts.as_ptr(), parts.len());
+        if error.is_null() {
+            return KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
+        }
+        let code = KafkaCode(sys::rd_kafka_error_code(error));
+        sys::rd_kafka_error_destroy(error);
+        code
     }
 }
 

@@ -8,6 +8,25 @@ use rdkafka_sys as sys;
 
 use super::native::Handle;
 
+/// A record as decoders and replies see it: borrowed, whatever it is made of.
+#[derive(Clone, Debug)]
+pub struct RecordView<'a> {
+    /// The topic's name.
+    pub topic: &'a str,
+    /// The partition's number.
+    pub partition: i32,
+    /// The offset inside the partition.
+    pub offset: i64,
+    /// Milliseconds since the epoch.
+    pub timestamp: Option<i64>,
+    /// The key, if there is one.
+    pub key: Option<&'a [u8]>,
+    /// Names and values in order; names may be any bytes, although Kafka means UTF-8.
+    pub headers: Vec<(&'a [u8], Option<&'a [u8]>)>,
+    /// The value; `None` is a tombstone.
+    pub payload: Option<&'a [u8]>,
+}
+
 /// A consumed message. Its bytes stay where librdkafka received them until it is dropped.
 pub struct Record {
     message: NonNull<sys::rd_kafka_message_t>,
@@ -73,9 +92,37 @@ impl Record {
             .then_some(millis)
     }
 
+    /// Tells topics apart without a look at their names, as long as the partition of this message is assigned: until then
+    /// librdkafka keeps its object.
+    pub fn topic_id(&self) -> usize {
+        self.raw().rkt.addr()
+    }
+
+    /// All of it at once, with the headers if wanted; its topic is `topic`. Both cost some time to read, for each message.
+    pub fn view<'a>(&'a mut self, topic: &'a str, with_headers: bool) -> RecordView<'a> {
+        // SAFETY: exclusively ours during the call.
+        let headers = if with_headers { unsafe { self.parse_headers() } } else { Vec::new() };
+        RecordView {
+            topic,
+            partition: self.partition(),
+            offset: self.offset(),
+            timestamp: self.timestamp(),
+            key: self.key(),
+            headers,
+            payload: self.payload(),
+        }
+    }
+
     /// The headers in order: name (any bytes, although Kafka means UTF-8) and value. Takes `&mut self`
     /// because librdkafka parses them at the first call, into the message.
     pub fn headers(&mut self) -> Vec<(&[u8], Option<&[u8]>)> {
+        // SAFETY: exclusively ours during the call.
+        unsafe { self.parse_headers() }
+    }
+
+    /// # Safety
+    /// Nobody else uses the record during the call.
+    unsafe fn parse_headers(&self) -> Vec<(&[u8], Option<&[u8]>)> {
         let mut list = ptr::null_mut();
         // SAFETY: the message is alive and exclusively ours during the call.
         let code = unsafe { sys::rd_kafka_message_headers(self.message.as_ptr(), &raw mut list) };

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::config::HttpConfig;
+use crate::decode::schema_registry::SchemaRegistry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::client_count;
 use crate::kafka::embedded::BrokerHealth;
@@ -40,6 +41,8 @@ pub struct HttpState {
     pub registry: Arc<Registry>,
     /// The producer, for what it has in flight.
     pub producer: Arc<Producer>,
+    /// The schema registry, where there is one.
+    pub schemas: Option<Arc<SchemaRegistry>>,
     /// Whether the server is shutting down.
     pub stopping: AtomicBool,
     /// The embedded broker's health, where there is one.
@@ -190,6 +193,10 @@ async fn ready(State(state): State<Arc<HttpState>>) -> Response {
         let text = "the embedded broker's storage has failed, restart karrow\n";
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     }
+    if state.schemas.as_ref().is_some_and(|schemas| !schemas.is_available()) {
+        let text = "the schema registry does not answer\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    }
     let answer = tokio::time::timeout(READY_TIMEOUT, state.producer.topics()).await;
     let late = || Err(Error::new(ErrorKind::Timeout, "no broker has answered in time"));
     match answer.unwrap_or_else(|_| late()) {
@@ -216,6 +223,7 @@ mod tests {
         let limits = ProducerLimits { connection_bytes_max: 1, topic_bytes_max: 1 };
         let runtime = tokio::runtime::Handle::current();
         let state = Arc::new(HttpState {
+            schemas: None,
             registry: Registry::new(Default::default(), metrics.clone()),
             producer: Arc::new(Producer::new(&options, limits, runtime, metrics.clone())),
             metrics,

@@ -21,14 +21,32 @@ use tokio::sync::Notify;
 use self::clients::Clients;
 use self::command::CommandCounters;
 use crate::config::RespConfig;
+use crate::decode::formats::Formats;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
 use crate::serve::listener::is_denied;
+use crate::stream::batch::BatchOptions;
 use crate::stream::registry::Registry;
 
 /// A silent peer is asked whether it lives after this long, and given up after three questions.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// What the edge serves.
+pub struct Services {
+    /// Consumer sessions.
+    pub registry: Arc<Registry>,
+    /// The producer of all connections.
+    pub producer: Arc<Producer>,
+    /// What keys and payloads are made of.
+    pub formats: Arc<Formats>,
+    /// What batches are like, where a client asks for nothing else.
+    pub batches: BatchOptions,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Where work runs that is not a connection's own: consumers, metadata.
+    pub runtime: tokio::runtime::Handle,
+}
 
 /// What every connection shares.
 pub struct Gateway {
@@ -38,6 +56,10 @@ pub struct Gateway {
     pub registry: Arc<Registry>,
     /// The producer of all connections.
     pub producer: Arc<Producer>,
+    /// What keys and payloads are made of.
+    pub formats: Arc<Formats>,
+    /// What batches are like, where a client asks for nothing else.
+    pub batches: BatchOptions,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Connections.
@@ -57,18 +79,14 @@ pub struct Gateway {
 
 impl Gateway {
     /// What connections to `server` share.
-    pub fn new(
-        config: RespConfig,
-        server: &RespServer,
-        registry: Arc<Registry>,
-        producer: Arc<Producer>,
-        metrics: Arc<Metrics>,
-        runtime: tokio::runtime::Handle,
-    ) -> Arc<Self> {
+    pub fn new(config: RespConfig, server: &RespServer, services: Services) -> Arc<Self> {
+        let Services { registry, producer, formats, batches, metrics, runtime } = services;
         Arc::new(Self {
             config,
             registry,
             producer,
+            formats,
+            batches,
             counters: CommandCounters::new(&metrics),
             metrics,
             clients: Clients::default(),

@@ -53,6 +53,9 @@ const FAREWELL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the start of a partition may stay unknown before the consumer is given up.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Records of other topics that wait in a session while one topic's fill a batch.
+const OTHERS_MAX: usize = 1024;
+
 /// Who a session is: `<group.id>:<name>` as the client said it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionName {
@@ -104,6 +107,52 @@ pub enum Pop {
     Refused(Error),
     /// The session is over.
     Closed,
+}
+
+/// How much a batch may still take.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    records: usize,
+    bytes: usize,
+    is_empty: bool,
+    is_full: bool,
+    /// The session's, when something was taken last.
+    generation: u64,
+}
+
+impl Room {
+    /// For so many records, with so many bytes of keys and payloads.
+    pub fn new(records: usize, bytes: usize) -> Self {
+        Self { records, bytes, is_empty: true, is_full: records == 0, generation: 0 }
+    }
+
+    /// Whether a record did not fit, or none can.
+    pub fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// Takes a record, if it fits; the first one always does.
+    fn take(&mut self, record: &Record) -> bool {
+        let size = record.payload().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len);
+        if self.is_full || (size > self.bytes && !self.is_empty) {
+            self.is_full = true;
+            return false;
+        }
+        self.bytes = self.bytes.saturating_sub(size);
+        self.records -= 1;
+        self.is_full = self.records == 0;
+        self.is_empty = false;
+        true
+    }
+}
+
+/// How far the records of a topic were moved.
+enum Moved {
+    All,
+    /// There is no more room.
+    Enough,
+    /// An error lies between them.
+    Failed(Error),
 }
 
 /// What a session looks like from outside.
@@ -159,6 +208,8 @@ pub struct Session {
 #[derive(Default)]
 struct State {
     phase: Phase,
+    /// Counts the times that partitions went.
+    generation: u64,
     consumer: Option<Arc<GroupConsumer>>,
     queue: Option<RecordQueue>,
     buffer: VecDeque<Fetched>,
@@ -195,6 +246,10 @@ enum Phase {
 
 struct Assigned {
     topic: Arc<str>,
+    /// See [`Record::topic_id`]; known from the first message.
+    topic_id: Option<usize>,
+    /// The session's generation when it became ours.
+    since: u64,
     partition: i32,
     position: Position,
     /// The position of the last commit that is known to have arrived.
@@ -253,7 +308,8 @@ impl Session {
             if state.phase != Phase::Dormant {
                 return;
             }
-            *state = State { phase: Phase::Joining, ..State::default() };
+            let generation = state.generation;
+            *state = State { phase: Phase::Joining, generation, ..State::default() };
             self.running.send_replace(true);
         }
         let session = self.clone();
@@ -380,6 +436,67 @@ impl Session {
                 None => return Ok(Pop::Empty),
             }
         }
+    }
+
+    /// Moves messages of one topic that are ready to the end of `out`, as long as they fit into `room`: those of `topic`, or
+    /// else of any, but of another one than `last` if others have some too. The first one fits always. What it returns is
+    /// never a record.
+    ///
+    /// # Errors
+    /// What went wrong since the last pop, once; nothing was moved then.
+    pub fn pop_batch(
+        &self,
+        topic: Option<&str>,
+        last: Option<&str>,
+        room: &mut Room,
+        out: &mut Vec<Record>,
+    ) -> Result<Pop> {
+        self.touched.store(true, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        state.purge(room, out);
+        if let Some(error) = state.error.take() {
+            return Err(error);
+        }
+        let mut topic = topic.map(str::to_owned);
+        let before = out.len();
+        if state.buffer.len() < OTHERS_MAX {
+            // Else one topic's records could keep the others out for as long as there are some.
+            state.take();
+        }
+        loop {
+            if topic.is_none() {
+                topic = state.next_topic(last);
+            }
+            match state.move_to(out, topic.as_deref(), room) {
+                Moved::All => {}
+                Moved::Enough => break,
+                Moved::Failed(error) if out.len() == before => return Err(error),
+                Moved::Failed(error) => {
+                    // What was moved is handed out first.
+                    state.error = Some(error);
+                    break;
+                }
+            }
+            if state.buffer.len() >= OTHERS_MAX || state.take() == 0 {
+                break;
+            }
+        }
+        Ok(match state.phase {
+            _ if out.len() > before => Pop::Empty,
+            Phase::Closed => Pop::Closed,
+            Phase::Dormant => state.refused.take().map_or(Pop::Dormant, Pop::Refused),
+            _ => Pop::Empty,
+        })
+    }
+
+    /// An error that was taken too early: the next pop answers it.
+    pub fn put_back(&self, error: Error) {
+        self.state.lock().error.get_or_insert(error);
+    }
+
+    /// Drops those of `out` whose partition has gone since they were moved there, also if it has come back: they come again.
+    pub fn purge(&self, room: &mut Room, out: &mut Vec<Record>) {
+        self.state.lock().purge(room, out);
     }
 
     /// Waits until a pop may have something new to say. The session counts as alive meanwhile.
@@ -523,6 +640,13 @@ impl Session {
             self.events.notify_one();
         }
         Ok(moved.len())
+    }
+
+    /// After the last acked message of a partition that is ours.
+    pub fn acked(&self, topic: &str, partition: i32) -> Option<i64> {
+        let mut state = self.state.lock();
+        let index = state.find(topic, partition)?;
+        state.partitions.get(index)?.position.acked
     }
 
     /// Starts closing: pops answer [`Pop::Closed`]; what was acked is committed, and the group is left.
@@ -772,11 +896,14 @@ impl Session {
         if state.queue.is_none() {
             return Ok(()); // Closing; the task is told next.
         }
+        let since = state.generation;
         for partition in partitions {
             let topic = &*partition.topic;
             state.missing.remove(topic);
             state.partitions.push(Assigned {
                 topic: partition.topic.clone(),
+                topic_id: None,
+                since,
                 partition: partition.partition,
                 position: Position::default(),
                 committed: None,
@@ -883,21 +1010,84 @@ fn resolve(
 
 impl State {
     /// Moves a batch from librdkafka into the buffer and notes where partitions begin.
-    fn take(&mut self) {
-        let Some(queue) = &mut self.queue else { return };
+    fn take(&mut self) -> usize {
+        let Some(queue) = &mut self.queue else { return 0 };
+        let before = self.buffer.len();
         queue.take(&mut self.buffer);
-        let mut index = self.last;
-        for fetched in &self.buffer {
-            let Fetched::Record(record) = fetched else { continue };
-            let Some(found) = find(&self.partitions, index, record.topic(), record.partition())
-            else {
-                continue;
-            };
-            index = found;
-            if let Some(assigned) = self.partitions.get_mut(found) {
+        let taken: VecDeque<Fetched> = std::mem::take(&mut self.buffer);
+        for fetched in taken.iter().skip(before) {
+            if let Fetched::Record(record) = fetched
+                && let Some(assigned) = self.find_of(record)
+            {
                 assigned.position.start.get_or_insert(record.offset());
             }
         }
+        self.buffer = taken;
+        self.buffer.len() - before
+    }
+
+    /// See [`Session::purge`].
+    fn purge(&mut self, room: &mut Room, out: &mut Vec<Record>) {
+        let then = std::mem::replace(&mut room.generation, self.generation);
+        if then != self.generation && !out.is_empty() {
+            out.retain(|record| {
+                self.find_of(record).is_some_and(|assigned| assigned.since <= then)
+            });
+        }
+    }
+
+    /// The topic whose turn it is: that of the first record in the buffer, unless it is `last` and others are there.
+    fn next_topic(&self, last: Option<&str>) -> Option<String> {
+        let mut topics = self.buffer.iter().filter_map(|fetched| match fetched {
+            Fetched::Record(record) => Some(record.topic()),
+            Fetched::Failed(_) => None,
+        });
+        let first = topics.clone().next()?;
+        let other = topics.find(|topic| Some(*topic) != last);
+        Some(other.unwrap_or(first).to_owned())
+    }
+
+    /// Delivers the records of `topic` in the buffer as far as `room` goes; the others keep their order.
+    fn move_to(&mut self, out: &mut Vec<Record>, topic: Option<&str>, room: &mut Room) -> Moved {
+        let mut others = VecDeque::new();
+        let mut moved = Moved::All;
+        // Of the last record that was of `topic`.
+        let mut known = None;
+        let mut is_other = |record: &Record| {
+            let id = Some(record.topic_id());
+            if id != known {
+                if Some(record.topic()) != topic {
+                    return true;
+                }
+                known = id;
+            }
+            false
+        };
+        while let Some(fetched) = self.buffer.pop_front() {
+            match fetched {
+                Fetched::Failed(error) => {
+                    moved = Moved::Failed(error);
+                    break;
+                }
+                Fetched::Record(record) if is_other(&record) => {
+                    others.push_back(Fetched::Record(record));
+                }
+                Fetched::Record(record) if !room.take(&record) => {
+                    self.buffer.push_front(Fetched::Record(record));
+                    moved = Moved::Enough;
+                    break;
+                }
+                Fetched::Record(record) => {
+                    if self.deliver(&record) {
+                        out.push(record);
+                    }
+                }
+            }
+        }
+        while let Some(fetched) = others.pop_back() {
+            self.buffer.push_front(fetched);
+        }
+        moved
     }
 
     fn find(&mut self, topic: &str, partition: i32) -> Option<usize> {
@@ -906,10 +1096,23 @@ impl State {
         Some(found)
     }
 
+    /// The partition of a record.
+    fn find_of(&mut self, record: &Record) -> Option<&mut Assigned> {
+        let is_its = |assigned: &Assigned| {
+            assigned.topic_id == Some(record.topic_id()) && assigned.partition == record.partition()
+        };
+        if !self.partitions.get(self.last).is_some_and(is_its) {
+            let found = self.find(record.topic(), record.partition())?;
+            if let Some(assigned) = self.partitions.get_mut(found) {
+                assigned.topic_id = Some(record.topic_id());
+            }
+        }
+        self.partitions.get_mut(self.last)
+    }
+
     /// Books a record as delivered; `false` where its partition is not ours any more.
     fn deliver(&mut self, record: &Record) -> bool {
-        let Some(index) = self.find(record.topic(), record.partition()) else { return false };
-        let Some(assigned) = self.partitions.get_mut(index) else { return false };
+        let Some(assigned) = self.find_of(record) else { return false };
         let next = record.offset() + 1;
         if assigned.position.delivered.is_some_and(|delivered| next < delivered) {
             // Offsets began anew: the topic was made again under the same name.
@@ -923,6 +1126,7 @@ impl State {
     }
 
     fn revoke(&mut self, partitions: &[Partition]) {
+        self.generation += 1;
         let gone = |topic: &str, number: i32| {
             partitions.iter().any(|gone| gone.partition == number && *gone.topic == *topic)
         };
@@ -946,6 +1150,7 @@ impl State {
 
     /// Drops every record, before the consumer goes; only what is left to commit stays.
     fn clear(&mut self) {
+        self.generation += 1;
         self.farewell.extend(self.uncommitted());
         self.buffer.clear();
         self.partitions.clear();

@@ -60,7 +60,7 @@ impl Karrow {
         let Command::Serve(flags) = Cli::try_parse_from(line).expect("flags").command else {
             panic!("serve was asked for");
         };
-        let (mut config, _) = Config::load(flags).expect("a configuration");
+        let (mut config, _) = Config::load(*flags).expect("a configuration");
         for (name, value) in [
             ("session.timeout.ms", "6000"),
             ("heartbeat.interval.ms", "100"),

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod gateway;
 pub mod kafka;
+pub mod registry;
 
 use std::time::{Duration, Instant};
 

@@ -19,10 +19,12 @@ use prometheus::IntCounter;
 use super::Gateway;
 use super::clients::ClientInfo;
 use super::reply::{Output, Protocol, Value};
+use crate::decode::rows::Row;
 use crate::error::Result;
 use crate::kafka::producer::{Account, Lane, Ticket};
 use crate::metrics::Metrics;
 use crate::stream::acks::Ack;
+use crate::stream::drain::Drain;
 use crate::stream::registry::Lease;
 
 /// A command: what clients are told about it, and what runs it.
@@ -82,6 +84,8 @@ pub struct Resumed {
     pub progress: usize,
     /// Who waits for the messages that were taken before it waited.
     pub ticket: Option<Arc<Ticket>>,
+    /// The messages of an Arrow stream, which are made once.
+    pub rows: Vec<Row>,
     /// The end of every assigned partition was reached.
     pub at_end: Arc<AtomicBool>,
 }
@@ -96,6 +100,8 @@ pub struct Client {
     lease: Option<Lease>,
     /// The key of the last pop and what it says.
     subscription: Option<consume::Subscription>,
+    /// What its session delivers as batches.
+    drain: Option<Drain>,
     /// An error that the next pop has to answer.
     postponed: Option<String>,
     /// What the last reply delivered, for `RPUSH acks last`.
@@ -118,6 +124,7 @@ impl Client {
             info,
             lease: None,
             subscription: None,
+            drain: None,
             postponed: None,
             last_delivered: Vec::new(),
             account: Arc::default(),
@@ -140,6 +147,7 @@ impl Client {
     /// Frees the name; the consumer commits and leaves its group in the background.
     pub fn end_session(&mut self) {
         self.lease = None;
+        self.drain = None;
     }
 
     fn deadline_of(&self) -> Option<Instant> {
@@ -321,13 +329,13 @@ commands! {
         "Hand a message to the producer without waiting for the broker", "1";
     "blpop" -3 "list" consume::blpop, "topics:<topic>[,<topic> ...][:<json>] [key ...] <timeout>",
         "Wait for the next message of a subscription, for so many seconds (0: for ever)",
-        "the message in the form that the key's prefix asks for (`topics:`, `json:`), or a null array", pops;
-    "rpush" -3 "list" produce::rpush, "acks <topic>:<partition>:<offset> [...] or topics:<topic>[:<key>] <message> [...]",
-        "Ack messages (`acks last`: all of the last reply), or produce and wait until the brokers have stored them",
+        "the message in the form that the key's prefix asks for (`topics:`, `json:`; `arrow:` for a batch), or a null array", pops;
+    "rpush" -3 "list" produce::rpush, "acks <topic>:<partition>:<offset> [...] or topics:<topic>[:<key>] <message> [...] or arrow:<topic> <IPC stream> [...]",
+        "Ack messages (`acks last`: all of the last reply), or produce, also the rows of Arrow streams, and wait until the brokers have stored them",
         "how many acks moved a position forward, or how many messages were stored";
     "lpop" -2 "list" consume::lpop, "<key> [count]",
         "Take messages that are ready, without blocking",
-        "a message or an array of them; null when the end of every assigned partition was reached", pops;
+        "a message (a batch for `arrow:`) or an array of them; null when the end of every assigned partition was reached", pops;
     "ping" -1 "connection" session::ping, "[message]", "Answer", "PONG, or the message";
     "echo" 2 "connection" session::echo, "<message>", "Answer the message", "the message";
     "hello" -1 "connection" session::hello, "[2|3] [AUTH <user> <password>] [SETNAME <name>]",

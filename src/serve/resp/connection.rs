@@ -1,7 +1,7 @@
 //! One connection: reads, runs commands in order, writes, and waits for whatever comes first.
 
 use std::future::{Future, pending};
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +24,9 @@ const READ_BYTES: usize = 16 * 1024;
 /// Replies are sent once they are this long, even if more commands are at hand.
 const WRITE_BYTES: usize = 64 * 1024;
 
+/// Parts of replies that are sent at once; an Arrow batch has two or three for each column.
+const SLICES_MAX: usize = 64;
+
 /// After so many commands the connection lets others on its thread run, however many are at hand: EXEC may have
 /// millions.
 const COMMANDS_AT_ONCE: usize = 1000;
@@ -45,7 +48,9 @@ const HANG_UP_CHECK: std::time::Duration = std::time::Duration::from_secs(1);
 /// Serves a connection, registered as `info`, to its end.
 pub async fn run(stream: TcpStream, info: Arc<ClientInfo>, gateway: Arc<Gateway>) {
     let peer = info.addr;
-    gateway.metrics.connections.inc();
+    // Made first, so that it is dropped last: nobody sees that the connection is gone before its session has ended, not even
+    // after a panic.
+    let _registered = Registered::new(&info, &gateway);
     let limits = FrameLimits {
         bulk_bytes_max: gateway.config.bulk_bytes_max,
         request_bytes_max: gateway.config.request_bytes_max,
@@ -63,10 +68,26 @@ pub async fn run(stream: TcpStream, info: Arc<ClientInfo>, gateway: Arc<Gateway>
     if let Err(error) = connection.serve().await {
         tracing::debug!(%peer, %error, "connection");
     }
-    // Ends the session before anybody can see that the connection is gone.
-    drop(connection);
-    gateway.clients.remove(&info);
-    gateway.metrics.connections.dec();
+}
+
+/// A connection that others can see.
+struct Registered {
+    info: Arc<ClientInfo>,
+    gateway: Arc<Gateway>,
+}
+
+impl Registered {
+    fn new(info: &Arc<ClientInfo>, gateway: &Arc<Gateway>) -> Self {
+        gateway.metrics.connections.inc();
+        Self { info: info.clone(), gateway: gateway.clone() }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.gateway.clients.remove(&self.info);
+        self.gateway.metrics.connections.dec();
+    }
 }
 
 struct Connection {
@@ -159,7 +180,7 @@ impl Connection {
             if self.out.len() > self.gateway.config.output_bytes_max.saturating_mul(OUTPUT_FACTOR) {
                 return Step::Flush;
             }
-            if self.out.sendable().len() > WRITE_BYTES
+            if self.out.sendable_len() > WRITE_BYTES
                 && let Err(error) = self.write()
             {
                 tracing::debug!(%error, "connection");
@@ -215,8 +236,16 @@ impl Connection {
         if self.out.has_pending() {
             self.gateway.counters.resolve(&mut self.out);
         }
-        while !self.out.sendable().is_empty() {
-            match self.stream.try_write(self.out.sendable()) {
+        while self.out.sendable_len() > 0 {
+            let written = match self.out.only() {
+                Some(bytes) => self.stream.try_write(bytes),
+                None => {
+                    let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                    let count = self.out.sendable(&mut slices);
+                    self.stream.try_write_vectored(slices.get(..count).unwrap_or_default())
+                }
+            };
+            match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     self.out.sent(count);
@@ -263,7 +292,7 @@ impl Connection {
                 return Ok(false);
             }
             self.make_room();
-            let sending = !self.out.sendable().is_empty();
+            let sending = self.out.sendable_len() > 0;
             let (mut reader, writer) = self.stream.split();
             tokio::select! {
                 biased;
@@ -301,7 +330,7 @@ impl Connection {
             if self.is_over() {
                 return Ok(false);
             }
-            let sending = !self.out.sendable().is_empty();
+            let sending = self.out.sendable_len() > 0;
             tokio::select! {
                 writable = self.stream.writable(), if sending => writable?,
                 () = self.info.attention.notified() => self.look_around()?,
@@ -352,7 +381,7 @@ impl Connection {
             if !was_stopping && self.gateway.is_stopping() {
                 break Woken::Stopping;
             }
-            let sending = !self.out.sendable().is_empty();
+            let sending = self.out.sendable_len() > 0;
             let ahead = self.input.len() < READ_AHEAD_BYTES_MAX;
             self.make_room();
             let (mut reader, writer) = self.stream.split();

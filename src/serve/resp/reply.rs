@@ -4,12 +4,18 @@
 //! in nulls, maps, verbatim strings and pushes.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
 
 use crate::kafka::producer::Ticket;
 
 /// Bytes that were sent are removed from the front of the buffer when there are this many.
 const COMPACT_BYTES: usize = 64 * 1024;
+
+/// Parts of a bulk string of at least this many bytes are sent from where they are; smaller ones are cheaper to copy.
+const SHARED_BYTES_MIN: usize = 4 * 1024;
 
 /// What one reply that waits for Kafka is counted for, with its ticket and its place in the queue.
 const PENDING_BYTES: usize = 256;
@@ -44,6 +50,9 @@ pub enum Value {
 #[derive(Debug, Default)]
 pub struct Output {
     protocol: Protocol,
+    /// Bytes before `ready`: large parts of replies, which are not copied, and what came between them.
+    queued: VecDeque<Bytes>,
+    queued_bytes: usize,
     /// Bytes before `pending`, and how many of them the socket took.
     ready: Vec<u8>,
     written: usize,
@@ -79,12 +88,12 @@ impl Output {
 
     /// Bytes that wait to be sent, with what a reply that waits for Kafka costs.
     pub fn len(&self) -> usize {
-        self.ready.len() - self.written + self.pending_bytes + self.pending.len() * PENDING_BYTES
+        self.sendable_len() + self.pending_bytes + self.pending.len() * PENDING_BYTES
     }
 
     /// Whether nothing waits: neither bytes nor replies.
     pub fn is_empty(&self) -> bool {
-        self.written == self.ready.len() && self.pending.is_empty()
+        self.sendable_len() == 0 && self.pending.is_empty()
     }
 
     /// Whether a reply waits for Kafka.
@@ -92,13 +101,39 @@ impl Output {
         !self.pending.is_empty()
     }
 
-    /// What can be sent now.
-    pub fn sendable(&self) -> &[u8] {
-        self.ready.get(self.written..).unwrap_or_default()
+    /// How many bytes can be sent now.
+    pub fn sendable_len(&self) -> usize {
+        self.queued_bytes + self.ready.len() - self.written
+    }
+
+    /// All that can be sent now, where it is one run of bytes: nearly always.
+    pub fn only(&self) -> Option<&[u8]> {
+        self.ready.get(self.written..).filter(|_| self.queued.is_empty())
+    }
+
+    /// What can be sent now, or as much of its beginning as `slices` hold; returns how many of those are used.
+    pub fn sendable<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let last = self.ready.get(self.written..).filter(|last| !last.is_empty());
+        let parts = self.queued.iter().map(|part| &part[..]).chain(last);
+        let mut count = 0;
+        for (slice, part) in slices.iter_mut().zip(parts) {
+            *slice = IoSlice::new(part);
+            count += 1;
+        }
+        count
     }
 
     /// The socket took this many bytes.
-    pub fn sent(&mut self, count: usize) {
+    pub fn sent(&mut self, mut count: usize) {
+        while let Some(front) = self.queued.front_mut().filter(|_| count > 0) {
+            let part = count.min(front.len());
+            front.advance(part);
+            self.queued_bytes -= part;
+            count -= part;
+            if front.is_empty() {
+                self.queued.pop_front();
+            }
+        }
         self.written += count;
         if self.written >= self.ready.len() {
             self.ready.clear();
@@ -191,6 +226,31 @@ impl Output {
         });
     }
 
+    /// A bulk string of several parts; large ones are not copied.
+    pub fn bulk_of(&mut self, parts: Vec<Bytes>) {
+        let len: usize = parts.iter().map(Bytes::len).sum();
+        self.write(|out| header(out, b'$', len as i64));
+        for part in parts {
+            // Behind a reply that waits for Kafka everything is one buffer.
+            if part.len() < SHARED_BYTES_MIN || self.has_pending() {
+                self.write(|out| out.extend_from_slice(&part));
+                continue;
+            }
+            if self.written < self.ready.len() {
+                let mut before = Bytes::from(std::mem::take(&mut self.ready));
+                before.advance(self.written);
+                self.queued_bytes += before.len();
+                self.queued.push_back(before);
+            } else {
+                self.ready.clear();
+            }
+            self.written = 0;
+            self.queued_bytes += part.len();
+            self.queued.push_back(part);
+        }
+        self.write(|out| out.extend_from_slice(b"\r\n"));
+    }
+
     /// Text for people: a verbatim string in RESP3, a bulk string before.
     pub fn text(&mut self, value: &str) {
         if self.protocol == Protocol::Resp2 {
@@ -277,13 +337,19 @@ mod tests {
 
     use super::*;
 
+    fn bytes(output: &Output) -> Vec<u8> {
+        let mut slices = [IoSlice::new(b""); 8];
+        let count = output.sendable(&mut slices);
+        slices[..count].iter().flat_map(|slice| slice.to_vec()).collect()
+    }
+
     fn check(write: impl Fn(&mut Output), resp2: &str, resp3: &str) {
         for (protocol, expect) in [(Protocol::Resp2, resp2), (Protocol::Resp3, resp3)] {
             let mut output = Output::default();
             output.set_protocol(protocol);
             write(&mut output);
             assert_eq!(
-                output.sendable().escape_ascii().to_string(),
+                bytes(&output).escape_ascii().to_string(),
                 expect.as_bytes().escape_ascii().to_string()
             );
         }
@@ -315,7 +381,7 @@ mod tests {
         output.bulk(b"a\r\nb\xff");
         output.int(7);
         output.null();
-        let (frame, _) = decode2(output.sendable()).expect("legal").expect("complete");
+        let (frame, _) = decode2(&bytes(&output)).expect("legal").expect("complete");
         let expect = Frame2::Array(vec![
             Frame2::BulkString(b"a\r\nb\xff".to_vec()),
             Frame2::Integer(7),
@@ -328,7 +394,7 @@ mod tests {
         output.map(1);
         output.bulk("k");
         output.null();
-        let (frame, _) = decode3(output.sendable()).expect("legal").expect("complete");
+        let (frame, _) = decode3(&bytes(&output)).expect("legal").expect("complete");
         assert!(matches!(frame, Frame3::Map { data, .. } if data.len() == 1));
     }
 
@@ -345,12 +411,51 @@ mod tests {
         output.int(2);
         resolve(&mut output);
         assert_eq!(decided.get(), None);
-        assert_eq!(output.sendable(), b"+OK\r\n");
+        assert_eq!(bytes(&output), b"+OK\r\n");
         ticket.settle(1, None);
         resolve(&mut output);
         assert_eq!(decided.get(), Some((5, true)));
-        assert_eq!(output.sendable(), b"+OK\r\n:1\r\n:2\r\n");
+        assert_eq!(bytes(&output), b"+OK\r\n:1\r\n:2\r\n");
         output.sent(13);
         assert!(output.is_empty());
+    }
+
+    #[test]
+    fn large_parts_are_sent_in_their_place() {
+        let part = |byte: u8, len: usize| Bytes::from(vec![byte; len]);
+        for behind_a_ticket in [false, true] {
+            let ticket = Ticket::new(1, Arc::new(Notify::new()));
+            let mut output = Output::default();
+            output.simple("OK");
+            if behind_a_ticket {
+                output.pending(ticket.clone(), 0);
+            }
+            output.bulk_of(vec![
+                part(b'a', 3),
+                part(b'b', 5_000),
+                part(b'c', 6_000),
+                part(b'd', 2),
+            ]);
+            output.int(1);
+            ticket.settle(1, None);
+            output.resolve(|_, _| {});
+            let mut expect = b"+OK\r\n".to_vec();
+            if behind_a_ticket {
+                expect.extend_from_slice(b":1\r\n");
+            }
+            expect.extend_from_slice(b"$11005\r\naaa");
+            expect.extend_from_slice(&[b'b'; 5_000]);
+            expect.extend_from_slice(&[b'c'; 6_000]);
+            expect.extend_from_slice(b"dd\r\n:1\r\n");
+            // However much the socket takes at a time.
+            let mut sent = Vec::new();
+            while !output.is_empty() {
+                assert_eq!(output.len(), expect.len() - sent.len());
+                let next: Vec<u8> = bytes(&output).into_iter().take(777).collect();
+                output.sent(next.len());
+                sent.extend(next);
+            }
+            assert!(sent == expect, "behind a ticket: {behind_a_ticket}");
+        }
     }
 }

@@ -6,13 +6,17 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use serde_json::{Map, Value as Json, json};
 
 use super::{Client, Outcome, Wait, integer, text};
+use crate::decode::schemas::SchemaKey;
 use crate::error::{Error, ErrorKind};
 use crate::kafka::record::Record;
 use crate::serve::resp::reply::Output;
 use crate::stream::acks::Ack;
+use crate::stream::drain::{Batch, Drain, Drained};
 use crate::stream::session::{Pop, SessionName};
 
 /// In which form a message is answered.
@@ -22,6 +26,8 @@ enum Representation {
     Topics,
     /// The key and one JSON document.
     Json,
+    /// The key and an Arrow IPC stream of one batch.
+    Arrow,
 }
 
 /// What the keys of a pop say. The identity of a subscription is the ordered list of its topics.
@@ -45,6 +51,12 @@ impl Subscription {
         for (index, key) in keys.iter().enumerate() {
             parsed.add(index, key)?;
         }
+        if parsed.is_arrow() && parsed.forms.iter().any(|(_, form)| *form != Representation::Arrow)
+        {
+            return Err(
+                "CONS keys of one pop are either all `arrow:` or none of them is".to_owned()
+            );
+        }
         Ok(parsed)
     }
 
@@ -56,6 +68,7 @@ impl Subscription {
         let form = match parts.next() {
             Some("topics") => Representation::Topics,
             Some("json") => Representation::Json,
+            Some("arrow") => Representation::Arrow,
             _ => return Err(format!("CONS Cannot parse topics from `{shown}`")),
         };
         let topics =
@@ -86,6 +99,11 @@ impl Subscription {
         Ok(())
     }
 
+    /// Whether it asks for batches.
+    fn is_arrow(&self) -> bool {
+        self.forms.iter().any(|(_, form)| *form == Representation::Arrow)
+    }
+
     fn is(&self, keys: &[&[u8]]) -> bool {
         self.keys.len() == keys.len() && self.keys.iter().zip(keys).all(|(known, key)| known == key)
     }
@@ -104,9 +122,23 @@ impl Subscription {
     }
 }
 
+/// What an LPOP found first.
+enum First {
+    Record(Record),
+    Batch(Batch),
+    Nothing,
+}
+
 /// What a pop found.
 enum Next {
     Record(Record),
+    Batch(Batch),
+    /// A batch that may fill up until then.
+    Filling(Instant),
+    /// Schemas have to be fetched first.
+    Unfetched(Vec<SchemaKey>),
+    /// Dead letters have to be stored first.
+    Storing(BoxFuture<'static, ()>),
     /// Nothing yet.
     Nothing,
     Error(String),
@@ -130,12 +162,25 @@ pub fn blpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
             client.last_delivered.clear();
             deliver(client, &mut record, out, Some(keys));
         }
+        Next::Batch(batch) => {
+            client.last_delivered.clear();
+            deliver_batch(client, batch, out, Some(keys));
+        }
         Next::Error(why) => out.error(&why),
-        Next::Nothing if client.timed_out() || client.transaction.is_running() => {
+        Next::Filling(until) => return wait_to_fill(client, deadline, until),
+        Next::Unfetched(schemas) if !client.timed_out() && !client.transaction.is_running() => {
+            return wait_for_schemas(client, deadline, schemas);
+        }
+        Next::Storing(change) if !client.timed_out() && !client.transaction.is_running() => {
+            return wait_for(client, deadline, change);
+        }
+        Next::Nothing if !client.timed_out() && !client.transaction.is_running() => {
+            return wait(client, deadline);
+        }
+        Next::Nothing | Next::Unfetched(_) | Next::Storing(_) => {
             client.last_delivered.clear();
             out.null_array();
         }
-        Next::Nothing => return wait(client, deadline),
     }
     Outcome::Done
 }
@@ -165,25 +210,53 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
         None => Instant::now().checked_add(client.gateway.config.lpop_wait),
     };
     let keys = [key];
+    let is_over = client.timed_out() || client.transaction.is_running();
     let first = match next(client, &keys) {
-        Next::Record(record) => Some(record),
+        Next::Record(record) => First::Record(record),
+        Next::Batch(batch) => First::Batch(batch),
         Next::Error(why) => {
             out.error(&why);
             return Outcome::Done;
         }
-        Next::Nothing
-            if client.at_end() || client.timed_out() || client.transaction.is_running() =>
-        {
-            None
-        }
-        Next::Nothing => return wait_or_end(client, deadline),
+        Next::Filling(until) => return wait_to_fill(client, deadline, until),
+        Next::Unfetched(schemas) if !is_over => return wait_for_schemas(client, deadline, schemas),
+        Next::Storing(change) if !is_over => return wait_for(client, deadline, change),
+        Next::Nothing if !is_over && !client.at_end() => return wait_or_end(client, deadline),
+        Next::Nothing | Next::Unfetched(_) | Next::Storing(_) => First::Nothing,
     };
     client.last_delivered.clear();
     match (first, count) {
-        (None, None) => out.null(),
-        (None, Some(_)) => out.null_array(),
-        (Some(mut record), None) => deliver(client, &mut record, out, None),
-        (Some(record), Some(count)) => {
+        (First::Nothing, None) => out.null(),
+        (First::Nothing, Some(_)) => out.null_array(),
+        (First::Record(mut record), None) => deliver(client, &mut record, out, None),
+        (First::Batch(batch), None) => deliver_batch(client, batch, out, None),
+        (First::Batch(batch), Some(count)) => {
+            let mut bytes = batch.ipc.iter().map(Bytes::len).sum::<usize>();
+            let mut batches = vec![batch];
+            while batches.len() < count && bytes < client.gateway.config.output_bytes_max {
+                match next(client, &keys) {
+                    Next::Batch(batch) => {
+                        bytes += batch.ipc.iter().map(Bytes::len).sum::<usize>();
+                        batches.push(batch);
+                    }
+                    Next::Error(why) => {
+                        client.postponed = Some(why);
+                        break;
+                    }
+                    // One key has one form.
+                    Next::Record(_)
+                    | Next::Filling(_)
+                    | Next::Unfetched(_)
+                    | Next::Storing(_)
+                    | Next::Nothing => break,
+                }
+            }
+            out.array(batches.len());
+            for batch in batches {
+                deliver_batch(client, batch, out, None);
+            }
+        }
+        (First::Record(record), Some(count)) => {
             let size = |record: &Record| {
                 record.payload().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len) + 64
             };
@@ -193,7 +266,12 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
             while records.len() < count && bytes < client.gateway.config.output_bytes_max {
                 let record = match next(client, &keys) {
                     Next::Record(record) => record,
-                    Next::Nothing => break,
+                    // One key has one form.
+                    Next::Nothing
+                    | Next::Batch(_)
+                    | Next::Filling(_)
+                    | Next::Unfetched(_)
+                    | Next::Storing(_) => break,
                     Next::Error(why) => {
                         // What was taken is answered first.
                         client.postponed = Some(why);
@@ -236,8 +314,35 @@ fn next(client: &mut Client, keys: &[&[u8]]) -> Next {
     {
         return Next::Error(why);
     }
+    // As many batches as a wait would fill must be handed out before anything ends.
+    let hurry = client.timed_out() || client.transaction.is_running() || client.at_end();
     let Some(lease) = &client.lease else { return Next::Nothing };
-    match lease.session().pop() {
+    let session = lease.session();
+    let popped = match (&client.subscription, &mut client.drain) {
+        (Some(subscription), Some(drain)) if subscription.is_arrow() => {
+            match drain.next(session, hurry) {
+                Ok(Drained::Batch(batch)) => return Next::Batch(batch),
+                Ok(Drained::Storing(change)) => return Next::Storing(change),
+                Ok(Drained::Filling(until)) => return Next::Filling(until),
+                Ok(Drained::Unfetched(schemas)) => return Next::Unfetched(schemas),
+                Ok(Drained::Nothing(pop)) => Ok(pop),
+                Err(error) => Err(error),
+            }
+        }
+        (_, Some(drain)) if drain.is_holding() => {
+            return Next::Error(
+                "CONS a batch waits for its dead letters to be stored: pop `arrow:` again"
+                    .to_owned(),
+            );
+        }
+        // What an earlier pop has left in the drain comes first.
+        (_, Some(drain)) => match drain.take_record(session) {
+            Some(record) => return Next::Record(record),
+            None => session.pop(),
+        },
+        _ => session.pop(),
+    };
+    match popped {
         Ok(Pop::Record(record)) => Next::Record(record),
         Ok(Pop::Empty) => Next::Nothing,
         Ok(Pop::Dormant) => {
@@ -272,15 +377,19 @@ fn register(client: &mut Client) -> Result<(), String> {
     };
     let Some(subscription) = &client.subscription else { return Err("CONS no topics".to_owned()) };
     let name = SessionName::parse(&name).map_err(|error| format!("CONS {error}"))?;
-    let claimed = client.gateway.registry.claim(
-        name,
-        subscription.topics.clone(),
-        &subscription.asked,
-        client.gateway.runtime.clone(),
-    );
+    let gateway = client.gateway.clone();
+    let mut asked = subscription.asked.clone();
+    let topics = subscription.topics.clone();
+    let claimed = gateway.batches.clone().with(&mut asked).and_then(|options| {
+        let lease = gateway.registry.claim(name, topics, &asked, gateway.runtime.clone())?;
+        Ok((lease, options))
+    });
     match claimed {
-        Ok(lease) => {
+        Ok((lease, options)) => {
             client.lease = Some(lease);
+            let (formats, metrics) = (gateway.formats.clone(), gateway.metrics.clone());
+            let producer = gateway.producer.clone();
+            client.drain = Some(Drain::new(formats, options, producer, metrics));
             Ok(())
         }
         Err(error) if error.kind() == ErrorKind::Conflict => Err(format!("CONS {error}")),
@@ -290,6 +399,7 @@ fn register(client: &mut Client) -> Result<(), String> {
 
 fn registration_failed(client: &mut Client, why: &Error) -> String {
     client.lease = None;
+    client.drain = None;
     let id = client.info.name().unwrap_or_default();
     let topics =
         client.subscription.take().map(|parsed| parsed.topics.join(",")).unwrap_or_default();
@@ -318,6 +428,47 @@ fn wait_or_end(client: &mut Client, deadline: Option<Instant>) -> Outcome {
     Outcome::Wait(Wait { until, deadline, pops: true })
 }
 
+/// Waits until a batch is full, or may be handed out as it is.
+fn wait_to_fill(client: &mut Client, deadline: Option<Instant>, until: Instant) -> Outcome {
+    let Some(lease) = &client.lease else { return Outcome::Done };
+    let session = lease.session().clone();
+    client.resumed.get_or_insert_default().deadline = deadline;
+    let wait = Box::pin(async move { session.wait().await });
+    let until = deadline.map_or(until, |deadline| deadline.min(until));
+    Outcome::Wait(Wait { until: wait, deadline: Some(until), pops: true })
+}
+
+/// Waits until schemas are at hand. A registry that is away is no error of the data: the pop goes on waiting.
+fn wait_for_schemas(
+    client: &mut Client,
+    deadline: Option<Instant>,
+    schemas: Vec<SchemaKey>,
+) -> Outcome {
+    let formats = client.gateway.formats.clone();
+    wait_for(client, deadline, Box::pin(async move { formats.fetch(&schemas).await }))
+}
+
+/// Waits until `change` ends, then pops again.
+fn wait_for(
+    client: &mut Client,
+    deadline: Option<Instant>,
+    change: BoxFuture<'static, ()>,
+) -> Outcome {
+    client.resumed.get_or_insert_default().deadline = deadline;
+    Outcome::Wait(Wait { until: change, deadline, pops: true })
+}
+
+/// Writes a batch, and remembers what it covers for `RPUSH acks last`.
+fn deliver_batch(client: &mut Client, batch: Batch, out: &mut Output, keys: Option<&[&[u8]]>) {
+    if let Some(keys) = keys {
+        let form = client.subscription.as_ref().map_or(0, |parsed| parsed.form(&batch.topic).0);
+        out.array(2);
+        out.bulk(keys.get(form).copied().unwrap_or_default());
+    }
+    client.last_delivered.extend(batch.acks);
+    out.bulk_of(batch.ipc);
+}
+
 /// Writes a message, and remembers it for `RPUSH acks last`. `keys` are those of a BLPOP, whose replies name
 /// the key.
 fn deliver(client: &mut Client, record: &mut Record, out: &mut Output, keys: Option<&[&[u8]]>) {
@@ -333,7 +484,8 @@ fn deliver(client: &mut Client, record: &mut Record, out: &mut Output, keys: Opt
     });
     match form {
         (_, Representation::Topics) => topics_form(record, out),
-        (index, Representation::Json) => {
+        // Only a pop whose keys are of several forms gives records one by one; it has none of this one.
+        (index, Representation::Json | Representation::Arrow) => {
             if let Some(keys) = keys {
                 out.array(2);
                 out.bulk(keys.get(index).copied().unwrap_or_default());
@@ -457,6 +609,7 @@ mod tests {
             ("topic:a", "CONS Cannot parse topics from `topic:a`"),
             ("a", "CONS Cannot parse topics from `a`"),
             ("topics:", "CONS Not enough topics in `topics:`"),
+            ("arrow:", "CONS Not enough topics in `arrow:`"),
             ("topics:a,,b", "CONS Not enough topics in `topics:a,,b`"),
             ("topics:a:[1]", "CONS Error parsing configuration from '[1]'; it is no JSON object"),
         ] {

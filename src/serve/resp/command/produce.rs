@@ -3,14 +3,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
+
 use super::{Client, Outcome, Wait, integer};
-use crate::kafka::producer::{Lane, RoomMark, SendError, Ticket};
+use crate::decode::ipc::{guarded, read_stream};
+use crate::decode::reject::RecordLimits;
+use crate::decode::rows::{Row, Rows};
+use crate::kafka::producer::{Lane, Message, RoomMark, SendError, Ticket};
 use crate::serve::resp::reply::{Output, Value};
 use crate::stream::acks::parse_acks;
 
 /// rafka's text for a produce key that is none.
 const BAD_KEY: &str =
     "PROD First argument must be in the form of 'topics:<topic>' or 'topics:<topic>:<key>'";
+
+/// How much larger than the largest argument a compressed Arrow stream may become.
+const STREAM_EXPANSION_MAX: usize = 8;
+
+/// Rows, values and list items in all the columns of one Arrow stream.
+const STREAM_ELEMENTS_MAX: usize = 16_000_000;
+
+/// Rows of all the Arrow streams of one command.
+const ROWS_MAX: usize = 1_000_000;
 
 /// Longest wait of DUMP, in milliseconds.
 const DUMP_MILLIS_MAX: i64 = 3_600_000;
@@ -25,7 +39,7 @@ pub fn rpushx(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome 
         return Outcome::Done;
     };
     let sent = lane(client, topic)
-        .and_then(|lane| client.gateway.producer.send(&lane, key, Some(message)));
+        .and_then(|lane| client.gateway.producer.send(&lane, &plain(key, message)));
     match sent {
         Ok(()) => out.int(1),
         Err(SendError::Wait(mark)) => return room(client, mark),
@@ -41,6 +55,7 @@ pub fn rpush(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
         key if key.starts_with(b"topics:") || key.starts_with(b"topic:") => {
             produce(client, key, values, out)
         }
+        key if key.starts_with(b"arrow:") => produce_rows(client, key, values, out),
         _ => {
             out.error("CONS You can only RPUSH to the 'acks' key");
             Outcome::Done
@@ -53,9 +68,80 @@ fn produce(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Output) 
         out.error(BAD_KEY);
         return Outcome::Done;
     };
+    send_all(client, topic, values.len(), &|index| match values.get(index) {
+        Some(value) => plain(key, value),
+        None => Message::default(),
+    })
+}
+
+/// `RPUSH arrow:<topic>`: one message for each row of its IPC streams. Nothing is sent unless all of them can be.
+fn produce_rows(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Output) -> Outcome {
+    let Some((topic, None)) = split_key(key) else {
+        out.error("PROD First argument must be in the form of 'arrow:<topic>'");
+        return Outcome::Done;
+    };
+    let mut rows = client
+        .resumed
+        .as_mut()
+        .map(|resumed| std::mem::take(&mut resumed.rows))
+        .unwrap_or_default();
+    if rows.is_empty() {
+        let limits = RecordLimits {
+            bytes_max: client.gateway.config.bulk_bytes_max.saturating_mul(STREAM_EXPANSION_MAX),
+            elements_max: STREAM_ELEMENTS_MAX,
+            ..RecordLimits::default()
+        };
+        match values.iter().map(|value| rows_of(value, &limits)).collect::<Result<Vec<_>, _>>() {
+            Ok(streams) if streams.iter().map(Vec::len).sum::<usize>() > ROWS_MAX => {
+                out.error(&format!("PROD more than {ROWS_MAX} rows in one command"));
+                return Outcome::Done;
+            }
+            Ok(streams) => rows = streams.into_iter().flatten().collect(),
+            Err(why) => {
+                out.error(&format!("PROD {why}"));
+                return Outcome::Done;
+            }
+        }
+        if rows.is_empty() {
+            out.int(0);
+            return Outcome::Done;
+        }
+    }
+    let outcome = send_all(client, topic, rows.len(), &|index| {
+        rows.get(index).map(Row::message).unwrap_or_default()
+    });
+    if let (Outcome::Wait(_), Some(resumed)) = (&outcome, &mut client.resumed) {
+        resumed.rows = rows;
+    }
+    outcome
+}
+
+/// The messages of one IPC stream.
+fn rows_of(stream: &[u8], limits: &RecordLimits) -> Result<Vec<Row>, String> {
+    let batches = read_stream(stream, limits).map_err(|reject| reject.message)?;
+    let mut rows = Vec::new();
+    if batches.iter().map(RecordBatch::num_rows).sum::<usize>() > ROWS_MAX {
+        return Err(format!("more than {ROWS_MAX} rows in one stream"));
+    }
+    for batch in &batches {
+        let of_batch = guarded(|| Ok(Rows::new(batch).and_then(|rows| rows.messages())));
+        let of_batch = of_batch.map_err(|reject| reject.message)?;
+        rows.extend(of_batch.map_err(|error| error.to_string())?);
+    }
+    Ok(rows)
+}
+
+/// Sends `count` messages and leaves a reply that says how many of them were stored. While there is no room the command
+/// waits, and goes on from there.
+fn send_all<'a>(
+    client: &mut Client,
+    topic: &str,
+    count: usize,
+    message: &dyn Fn(usize) -> Message<'a>,
+) -> Outcome {
     let resumed = client.resumed.take().unwrap_or_default();
     let ticket =
-        resumed.ticket.unwrap_or_else(|| Ticket::new(values.len(), client.info.attention.clone()));
+        resumed.ticket.unwrap_or_else(|| Ticket::new(count, client.info.attention.clone()));
     let way = match lane(client, topic) {
         Ok(lane) => Ok(lane.with_ticket(ticket.clone())),
         Err(SendError::Failed(error)) => Err(error),
@@ -66,9 +152,9 @@ fn produce(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Output) 
             return room(client, mark);
         }
     };
-    for (index, value) in values.iter().enumerate().skip(resumed.progress) {
+    for index in resumed.progress..count {
         let sent = match &way {
-            Ok(way) => client.gateway.producer.send(way, key, Some(value)),
+            Ok(way) => client.gateway.producer.send(way, &message(index)),
             Err(error) => Err(SendError::Failed(error.clone())),
         };
         match sent {
@@ -83,6 +169,10 @@ fn produce(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Output) 
         }
     }
     Outcome::Ticket(ticket)
+}
+
+fn plain<'a>(key: Option<&'a [u8]>, message: &'a [u8]) -> Message<'a> {
+    Message { key, payload: Some(message), ..Message::default() }
 }
 
 /// `<anything>:<topic>[:<key>]`; the key may contain colons, an empty one is none.

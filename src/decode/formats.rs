@@ -1,0 +1,391 @@
+//! [`Formats`]: what the keys and payloads of topics are made of. All who read a topic share what was found out about it,
+//! so its columns only grow and widen.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arrow::array::ArrayRef;
+use parking_lot::Mutex;
+
+use super::avro::{AvroDecoder, AvroShape};
+use super::csv::CsvDecoder;
+use super::decoder::{BadRow, Decoder, Value};
+use super::detect::{SAMPLES_MAX, detect, framed_keys};
+use super::envelope::{Layout, RecordDecoder, Side};
+use super::ipc::{IpcDecoder, SharedColumns};
+use super::json::{JsonDecoder, SharedShape};
+use super::projection::Projection;
+use super::protobuf::{GivenMessage, ProtobufDecoder, SharedMessages};
+use super::raw::RawDecoder;
+use super::reject::RecordLimits;
+use super::schemas::{Lookup, SchemaKey, Schemas};
+use super::text::TextDecoder;
+use crate::config::formats::{Format, FormatsConfig, OnBadRecord, TopicSettings};
+use crate::error::{Error, Result};
+
+/// How long to wait before a registry is asked again.
+const FETCH_BACKOFF_MIN: Duration = Duration::from_millis(100);
+
+/// The longest such wait.
+const FETCH_BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// The formats of all topics.
+pub struct Formats {
+    config: FormatsConfig,
+    schemas: Option<Arc<dyn Schemas>>,
+    topics: Mutex<HashMap<Arc<str>, Arc<TopicFormat>>>,
+}
+
+/// The formats of one topic.
+pub struct TopicFormat {
+    key: Arc<SideFormat>,
+    payload: Arc<SideFormat>,
+    /// What becomes of records that cannot be decoded.
+    pub on_bad_record: OnBadRecord,
+}
+
+/// The format of the keys, or of the payloads, of one topic, and what was learned of each format there.
+struct SideFormat {
+    topic: Arc<str>,
+    side: Side,
+    configured: Format,
+    /// Found out, where the configuration leaves it open.
+    found: OnceLock<Format>,
+    settings: SideSettings,
+    limits: RecordLimits,
+    schemas: Option<Arc<dyn Schemas>>,
+    json: Arc<SharedShape>,
+    csv: Arc<SharedShape>,
+    columns: Arc<SharedColumns>,
+    avro: Arc<AvroShape>,
+    messages: Arc<SharedMessages>,
+    given: Option<Given>,
+}
+
+/// A schema that karrow.toml gives values that do not name one.
+#[derive(Clone)]
+enum Given {
+    Avro(Arc<AvroShape>),
+    Protobuf(GivenMessage),
+}
+
+/// What `[topic.<name>]` says about one side.
+#[derive(Clone, Debug, Default)]
+struct SideSettings {
+    csv_columns: Option<Vec<String>>,
+    csv_delimiter: Option<char>,
+    timestamps: Vec<String>,
+}
+
+impl Formats {
+    /// As `config` has them; `schemas` knows those that values name.
+    ///
+    /// # Errors
+    /// A schema that `config` gives a topic cannot be read or used, or one is missing.
+    pub fn new(config: FormatsConfig, schemas: Option<Arc<dyn Schemas>>) -> Result<Self> {
+        let formats = Self { config, schemas, topics: Mutex::default() };
+        for (topic, settings) in &formats.config.topics {
+            let named = |error: Error| {
+                Error::new(error.kind(), format!("topic.{topic}: {}", error.message()))
+            };
+            let format = formats.make(&Arc::from(topic.as_str()), settings).map_err(named)?;
+            format.decoder(&Projection::All, Layout::Struct, None).map_err(named)?;
+            formats.topics.lock().insert(Arc::from(topic.as_str()), Arc::new(format));
+        }
+        let plain = formats.make(&Arc::from(""), &TopicSettings::default())?;
+        plain.decoder(&Projection::All, Layout::Struct, None)?;
+        Ok(formats)
+    }
+
+    /// The formats of `topic`. What is not known is found out by the first who decodes.
+    ///
+    /// # Errors
+    /// None for a topic that the configuration does not name.
+    pub fn topic(&self, topic: &str) -> Result<Arc<TopicFormat>> {
+        let mut topics = self.topics.lock();
+        if let Some(known) = topics.get(topic) {
+            return Ok(known.clone());
+        }
+        let name: Arc<str> = Arc::from(topic);
+        let format = Arc::new(self.make(&name, &TopicSettings::default())?);
+        topics.insert(name, format.clone());
+        Ok(format)
+    }
+
+    fn make(&self, topic: &Arc<str>, settings: &TopicSettings) -> Result<TopicFormat> {
+        Ok(TopicFormat {
+            key: self.side(topic, Side::Key, settings)?,
+            payload: self.side(topic, Side::Payload, settings)?,
+            on_bad_record: settings.on_bad_record.unwrap_or(self.config.on_bad_record),
+        })
+    }
+
+    /// Fetches `keys`, however long that takes: an unreachable registry is no error of the data.
+    pub async fn fetch(&self, keys: &[SchemaKey]) {
+        let Some(schemas) = &self.schemas else { return };
+        let mut backoff = FETCH_BACKOFF_MIN;
+        let attempt = || async {
+            let (schemas, keys) = (schemas.clone(), keys.to_vec());
+            // Goes on when the pop that waits for it gives up: a registry that is slower than a pop's timeout must still
+            // be got past by the next one.
+            let attempt = tokio::spawn(async move { schemas.fetch(&keys).await });
+            attempt.await.unwrap_or_else(|error| Err(Error::internal(error.to_string())))
+        };
+        while let Err(error) = attempt().await {
+            tracing::warn!(%error, "schemas cannot be fetched; trying again");
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(FETCH_BACKOFF_MAX);
+        }
+    }
+
+    fn side(
+        &self,
+        topic: &Arc<str>,
+        side: Side,
+        settings: &TopicSettings,
+    ) -> Result<Arc<SideFormat>> {
+        let (configured, given, side_settings) = match side {
+            Side::Key => {
+                let configured = settings.key.unwrap_or(self.config.key);
+                let schema = (&settings.key_schema, &settings.key_message);
+                (configured, given("key", configured, schema)?, SideSettings::default())
+            }
+            Side::Payload => {
+                let configured = settings.payload.unwrap_or(self.config.payload);
+                let schema = (&settings.payload_schema, &settings.payload_message);
+                let side_settings = SideSettings {
+                    csv_columns: settings.csv_columns.clone(),
+                    csv_delimiter: settings.csv_delimiter,
+                    timestamps: settings.timestamps.clone(),
+                };
+                (configured, given("payload", configured, schema)?, side_settings)
+            }
+        };
+        Ok(Arc::new(SideFormat {
+            topic: topic.clone(),
+            side,
+            configured,
+            given,
+            found: OnceLock::new(),
+            settings: side_settings,
+            limits: RecordLimits {
+                bytes_max: self.config.record_bytes_max,
+                elements_max: self.config.record_elements_max,
+                depth_max: self.config.record_depth_max,
+            },
+            schemas: self.schemas.clone(),
+            json: SharedShape::new(self.config.fields_max),
+            csv: SharedShape::new(self.config.fields_max),
+            columns: Arc::default(),
+            avro: AvroShape::new(),
+            messages: SharedMessages::new(),
+        }))
+    }
+}
+
+/// The schema of `side`, a file and for a .proto the name of a message.
+fn given(
+    side: &str,
+    format: Format,
+    (schema, message): (&Option<PathBuf>, &Option<String>),
+) -> Result<Option<Given>> {
+    let Some(path) = schema else {
+        return match message {
+            Some(_) => Err(Error::invalid(format!("{side}-message: without {side}-schema"))),
+            None => Ok(None),
+        };
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Error::invalid(format!("{side}-schema: cannot read {}: {error}", path.display()))
+    })?;
+    let named = |error: Error| {
+        Error::invalid(format!("{side}-schema: {}: {}", path.display(), error.message()))
+    };
+    match (format, message) {
+        (Format::Avro, None) => {
+            AvroShape::given(&text, []).map(Given::Avro).map(Some).map_err(named)
+        }
+        (Format::Protobuf, Some(message)) => {
+            let label = path.file_name().unwrap_or_default().to_string_lossy();
+            GivenMessage::new(&label, &text, &[], message)
+                .map(Given::Protobuf)
+                .map(Some)
+                .map_err(named)
+        }
+        (Format::Protobuf, None) => Err(Error::invalid(format!(
+            "{side}-message: which message of {} it is",
+            path.display()
+        ))),
+        (Format::Avro, Some(_)) => Err(Error::invalid(format!("{side}-message: Avro has none"))),
+        (format, _) => Err(Error::invalid(format!(
+            "{side}-schema: {side} = \"{}\" has no schema, \"avro\" and \"protobuf\" do",
+            format.label()
+        ))),
+    }
+}
+
+impl TopicFormat {
+    /// A reader's own decoder, for the columns that `projection` names. `payload` takes the place of the topic's payload
+    /// format.
+    ///
+    /// # Errors
+    /// A schema that was given for the topic cannot be used.
+    pub fn decoder(
+        &self,
+        projection: &Projection,
+        layout: Layout,
+        payload: Option<Format>,
+    ) -> Result<RecordDecoder> {
+        // What is not wanted is still decoded if errors are: as little of it as possible.
+        let part = |side| {
+            RecordDecoder::side(projection, layout, side).unwrap_or_else(Projection::nothing)
+        };
+        let key = self.key.decoder(self.key.configured, part(Side::Key))?;
+        let payload = self
+            .payload
+            .decoder(payload.unwrap_or(self.payload.configured), part(Side::Payload))?;
+        Ok(RecordDecoder::new(key, payload, layout, projection.clone()))
+    }
+
+    /// What payloads were found to be made of, or are said to be.
+    pub fn payload_format(&self) -> Format {
+        match self.payload.configured {
+            Format::Auto => self.payload.found.get().copied().unwrap_or(Format::Auto),
+            format => format,
+        }
+    }
+}
+
+impl SideFormat {
+    fn decoder(
+        self: &Arc<Self>,
+        format: Format,
+        projection: Projection,
+    ) -> Result<Box<dyn Decoder>> {
+        Ok(match format {
+            Format::Auto => match self.found.get() {
+                Some(found) => return self.decoder(*found, projection),
+                None => Box::new(AutoDecoder { side: self.clone(), projection, decoder: None }),
+            },
+            Format::Raw => Box::new(RawDecoder::new()),
+            Format::Text => Box::new(TextDecoder::new()),
+            Format::Json => {
+                let decoder = JsonDecoder::new(self.json.clone(), projection, self.limits);
+                let times = &self.settings.timestamps;
+                match times.is_empty() {
+                    true => Box::new(decoder),
+                    false => Box::new(
+                        decoder.with_timestamps(Projection::new(times.iter().map(String::as_str))),
+                    ),
+                }
+            }
+            Format::Arrow => {
+                Box::new(IpcDecoder::new(self.columns.clone(), projection, self.limits))
+            }
+            Format::Csv => {
+                let delimiter =
+                    u8::try_from(self.settings.csv_delimiter.unwrap_or(',')).unwrap_or(b',');
+                let columns = self.settings.csv_columns.clone();
+                Box::new(CsvDecoder::new(
+                    columns,
+                    delimiter,
+                    self.csv.clone(),
+                    projection,
+                    self.limits,
+                ))
+            }
+            Format::Avro => Box::new(match (&self.given, &self.schemas) {
+                (Some(Given::Avro(shape)), _) => {
+                    AvroDecoder::plain(shape.clone(), projection, self.limits)?
+                }
+                (_, Some(schemas)) => AvroDecoder::registered(
+                    self.avro.clone(),
+                    schemas.clone(),
+                    projection,
+                    self.limits,
+                ),
+                (_, None) => return Err(no_schema("avro")),
+            }),
+            Format::Protobuf => Box::new(match (&self.given, &self.schemas) {
+                (Some(Given::Protobuf(message)), _) => ProtobufDecoder::with_message(
+                    self.messages.clone(),
+                    message.clone(),
+                    projection,
+                    self.limits,
+                ),
+                (_, Some(schemas)) => ProtobufDecoder::with_registry(
+                    self.messages.clone(),
+                    schemas.clone(),
+                    projection,
+                    self.limits,
+                ),
+                (_, None) => return Err(no_schema("protobuf")),
+            }),
+        })
+    }
+}
+
+fn no_schema(format: &str) -> Error {
+    Error::invalid(format!("{format}: needs --schema-registry, or a schema in karrow.toml"))
+}
+
+/// Gives values as bytes until some have come that show what they are made of.
+struct AutoDecoder {
+    side: Arc<SideFormat>,
+    projection: Projection,
+    decoder: Option<Box<dyn Decoder>>,
+}
+
+fn samples<'a>(values: &[Option<Value<'a>>]) -> Vec<Value<'a>> {
+    values.iter().flatten().take(SAMPLES_MAX).copied().collect()
+}
+
+impl Decoder for AutoDecoder {
+    fn reads_headers(&self) -> bool {
+        match &self.decoder {
+            Some(decoder) => decoder.reads_headers(),
+            None => self.side.schemas.is_some(),
+        }
+    }
+
+    fn decode(&mut self, values: &[Option<Value<'_>>], bad: &mut Vec<BadRow>) -> Result<ArrayRef> {
+        if self.decoder.is_none() {
+            let samples = samples(values);
+            if samples.is_empty() {
+                return RawDecoder::new().decode(values, bad);
+            }
+            let found = *self.side.found.get_or_init(|| {
+                let found = detect(&samples, self.side.schemas.as_deref());
+                tracing::info!(topic = %self.side.topic, side = ?self.side.side, format = ?found, "format found");
+                found
+            });
+            self.decoder = Some(self.side.decoder(found, self.projection.clone())?);
+        }
+        match &mut self.decoder {
+            Some(decoder) => decoder.decode(values, bad),
+            None => Err(Error::internal("no decoder")),
+        }
+    }
+
+    fn unfetched(&self, values: &[Option<Value<'_>>]) -> Vec<SchemaKey> {
+        match (&self.decoder, &self.side.schemas) {
+            (Some(decoder), _) => decoder.unfetched(values),
+            (None, Some(schemas)) => {
+                let mut keys = framed_keys(&samples(values));
+                keys.retain(|key| matches!(schemas.look_up(key), Lookup::Unfetched));
+                keys
+            }
+            (None, None) => Vec::new(),
+        }
+    }
+
+    fn take_counts(&mut self) -> Option<Vec<usize>> {
+        self.decoder.as_mut().and_then(|decoder| decoder.take_counts())
+    }
+
+    fn texts(&self) -> u64 {
+        self.decoder.as_ref().map_or(0, |decoder| decoder.texts())
+    }
+}

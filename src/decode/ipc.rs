@@ -1,0 +1,637 @@
+//! Arrow IPC streams from strangers: checked before anything is allocated, then read. As a payload, each row of a stream
+//! becomes a row, with the envelope of its record; streams of different schemas share the columns of both.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, ListArray, MapArray, RecordBatch, StructArray, new_empty_array,
+    new_null_array,
+};
+use arrow::compute::{CastOptions, cast_with_options, concat};
+use arrow::datatypes::{DataType, Field, Fields};
+use arrow_ipc::MessageHeader;
+use arrow_ipc::reader::StreamReader;
+use parking_lot::Mutex;
+
+use super::decoder::{BadRow, Decoder, Value};
+use super::envelope::BATCH_BYTES_MAX;
+use super::projection::Projection;
+use super::reject::{Meter, RecordLimits, Reject};
+use super::unite::unite;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The mark in front of every message.
+const CONTINUATION: [u8; 4] = [0xFF; 4];
+
+/// The columns of a topic's streams, shared by all its decoders.
+#[derive(Debug, Default)]
+pub struct SharedColumns {
+    columns: Mutex<Option<DataType>>,
+}
+
+/// Columns of a topic, all that are nested included.
+const COLUMNS_MAX: usize = 10_000;
+
+/// Size of a value of a fixed size, in bytes or items.
+const FIXED_SIZE_MAX: i32 = 4_096;
+
+/// Rows of one batch, of all its streams.
+const BATCH_ROWS_MAX: usize = 1 << 20;
+
+/// See the top of this file.
+pub struct IpcDecoder {
+    shared: Arc<SharedColumns>,
+    projection: Projection,
+    limits: RecordLimits,
+    counts: Vec<usize>,
+}
+
+impl IpcDecoder {
+    /// Decodes what `projection` wants of the columns.
+    pub fn new(shared: Arc<SharedColumns>, projection: Projection, limits: RecordLimits) -> Self {
+        Self { shared, projection, limits, counts: Vec::new() }
+    }
+
+    /// The rows of one stream, in the types that karrow hands out.
+    fn rows(&self, stream: &[u8]) -> Result<Option<StructArray>, Reject> {
+        // What was read was validated, but kernels that spell it out may assert more.
+        guarded(|| self.plain_rows(read_stream(stream, &self.limits)?))
+    }
+
+    fn plain_rows(&self, batches: Vec<RecordBatch>) -> Result<Option<StructArray>, Reject> {
+        let mut parts: Vec<ArrayRef> = Vec::with_capacity(batches.len());
+        for batch in batches {
+            parts.push(plain(&(Arc::new(StructArray::from(batch)) as ArrayRef), &self.limits)?);
+        }
+        let parts: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let rows = concat(&parts).map_err(malformed)?;
+        Ok(rows.as_struct_opt().cloned())
+    }
+
+    /// Takes the columns of `rows` into those of the topic.
+    fn learn(&self, rows: &StructArray) -> Result<(), Reject> {
+        let mut known = self.shared.columns.lock();
+        let both = match &*known {
+            None => Some(rows.data_type().clone()),
+            Some(known) => unite(known, rows.data_type()),
+        };
+        if both.as_ref().is_some_and(|both| width(both) > COLUMNS_MAX) {
+            return Err(Reject::limit(format_args!("{COLUMNS_MAX} columns of a topic")));
+        }
+        *known = Some(match known.take() {
+            None => rows.data_type().clone(),
+            Some(before) => match unite(&before, rows.data_type()) {
+                Some(both) => both,
+                None => {
+                    let reject = Reject::schema(format!(
+                        "columns {} do not go with the topic's",
+                        rows.data_type()
+                    ));
+                    *known = Some(before);
+                    return Err(reject);
+                }
+            },
+        });
+        Ok(())
+    }
+}
+
+impl Decoder for IpcDecoder {
+    fn decode(&mut self, values: &[Option<Value<'_>>], bad: &mut Vec<BadRow>) -> Result<ArrayRef> {
+        let mut streams: Vec<Option<StructArray>> = Vec::with_capacity(values.len());
+        for (row, value) in values.iter().enumerate() {
+            let rows = match value {
+                None => Ok(None),
+                Some(value) => self.rows(value.bytes).and_then(|rows| {
+                    rows.as_ref().map_or(Ok(()), |rows| self.learn(rows))?;
+                    // A stream without a batch is no null: it has no rows.
+                    Ok(rows.or_else(|| Some(StructArray::new_empty_fields(0, None))))
+                }),
+            };
+            streams.push(rows.unwrap_or_else(|reject| {
+                bad.push(BadRow { row, reject });
+                None
+            }));
+        }
+        let rows: usize = streams.iter().flatten().map(|rows| rows.len()).sum();
+        let bytes: usize = streams.iter().flatten().map(Array::get_buffer_memory_size).sum();
+        if values.len() > 1 && (rows > BATCH_ROWS_MAX || bytes > BATCH_BYTES_MAX) {
+            return Err(Error::new(ErrorKind::Exhausted, "Arrow payloads fill more than a batch"));
+        }
+        self.counts = streams.iter().map(|rows| rows.as_ref().map_or(1, Array::len)).collect();
+        let known = self.shared.columns.lock().clone();
+        let Some(target) = known.and_then(|columns| projected(&columns, &self.projection)) else {
+            // No columns were seen in any stream yet.
+            return Ok(new_null_array(&DataType::Binary, self.counts.iter().sum()));
+        };
+        let null = new_null_array(&target, 1);
+        let empty = new_empty_array(&target);
+        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(streams.len());
+        for (row, rows) in streams.into_iter().enumerate() {
+            arrays.push(match rows {
+                None => null.clone(),
+                Some(rows) if rows.is_empty() => empty.clone(),
+                Some(rows) => match guarded(|| adapt(&(Arc::new(rows) as ArrayRef), &target)) {
+                    Ok(rows) => rows,
+                    Err(reject) => {
+                        bad.push(BadRow { row, reject });
+                        if let Some(count) = self.counts.get_mut(row) {
+                            *count = 1;
+                        }
+                        null.clone()
+                    }
+                },
+            });
+        }
+        bad.sort_by_key(|bad| bad.row);
+        let arrays: Vec<&dyn Array> = arrays.iter().map(AsRef::as_ref).collect();
+        if arrays.is_empty() {
+            return Ok(empty);
+        }
+        concat(&arrays).map_err(|error| Error::internal(error.to_string()))
+    }
+
+    fn take_counts(&mut self) -> Option<Vec<usize>> {
+        Some(std::mem::take(&mut self.counts))
+    }
+}
+
+/// Reads a stream, after [`check_stream`].
+///
+/// # Errors
+/// It is no valid stream, or asks for more than `limits`.
+pub fn read_stream(stream: &[u8], limits: &RecordLimits) -> Result<Vec<RecordBatch>, Reject> {
+    check_stream(stream, limits)?;
+    guarded(|| {
+        let reader = StreamReader::try_new(stream, None).map_err(malformed)?;
+        // Before anything of a type is read that is refused anyway.
+        plain_type(&DataType::Struct(reader.schema().fields().clone()))?;
+        reader.map(|batch| batch.map_err(malformed)).collect()
+    })
+}
+
+/// Runs `work` on what a stranger sent. Arrow's reader validates most of it, and asserts the rest: that a buffer's length
+/// fits its type, for one. Such a panic is a bad stream, not the end of a connection.
+///
+/// # Errors
+/// Those of `work`, and its panic.
+pub fn guarded<T>(work: impl FnOnce() -> Result<T, Reject>) -> Result<T, Reject> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(Reject::malformed("an Arrow IPC stream whose buffers do not fit its schema"))
+    })
+}
+
+/// Checks every length that a stream declares against its bytes and `limits`, so that reading it allocates no more.
+///
+/// # Errors
+/// It is no stream, ends early or late, or asks for too much.
+pub fn check_stream(stream: &[u8], limits: &RecordLimits) -> Result<(), Reject> {
+    let mut meter = Meter::new(limits);
+    let mut rest = stream;
+    let mut messages = 0;
+    while !rest.is_empty() {
+        if !rest.starts_with(&CONTINUATION) {
+            return Err(Reject::malformed("no Arrow IPC stream"));
+        }
+        let prefix = rest.get(..8).ok_or_else(|| Reject::truncated("an Arrow IPC message"))?;
+        let size = prefix.last_chunk::<4>().map_or(0, |size| i32::from_le_bytes(*size));
+        rest = rest.get(8..).unwrap_or_default();
+        if size == 0 {
+            // The end of the stream.
+            if rest.is_empty() && messages > 0 {
+                return Ok(());
+            }
+            return Err(Reject::malformed("something behind the end of an Arrow IPC stream"));
+        }
+        let size = usize::try_from(size)
+            .map_err(|_| Reject::malformed("a negative length in an Arrow IPC stream"))?;
+        let (metadata, behind) =
+            rest.split_at_checked(size).ok_or_else(|| Reject::truncated("an Arrow IPC message"))?;
+        // Tables may be shared, and then a few bytes unfold into very many fields.
+        let verifier = flatbuffers::VerifierOptions {
+            max_tables: size / 8,
+            max_apparent_size: size.saturating_mul(4),
+            ..flatbuffers::VerifierOptions::default()
+        };
+        let message =
+            arrow_ipc::root_as_message_with_opts(&verifier, metadata).map_err(malformed)?;
+        let body_size = usize::try_from(message.bodyLength())
+            .map_err(|_| Reject::malformed("a negative length in an Arrow IPC stream"))?;
+        let (body, behind) = behind
+            .split_at_checked(body_size)
+            .ok_or_else(|| Reject::truncated("an Arrow IPC message"))?;
+        meter.bytes(size)?;
+        match message.header_type() {
+            MessageHeader::Schema if messages == 0 => {}
+            MessageHeader::RecordBatch if messages > 0 => {
+                let batch = message.header_as_record_batch();
+                check_batch(
+                    batch.ok_or_else(|| Reject::malformed("a message without a batch"))?,
+                    body,
+                    &mut meter,
+                )?;
+            }
+            MessageHeader::DictionaryBatch if messages > 0 => {
+                let data =
+                    message.header_as_dictionary_batch().and_then(|dictionary| dictionary.data());
+                check_batch(
+                    data.ok_or_else(|| Reject::malformed("a message without a dictionary"))?,
+                    body,
+                    &mut meter,
+                )?;
+            }
+            _ => {
+                return Err(Reject::malformed(
+                    "an Arrow IPC stream that does not begin with its schema",
+                ));
+            }
+        }
+        messages += 1;
+        rest = behind;
+    }
+    if messages == 0 {
+        return Err(Reject::malformed("no Arrow IPC stream"));
+    }
+    // Without its end mark a stream is complete as well, if its messages are.
+    Ok(())
+}
+
+fn check_batch(
+    batch: arrow_ipc::RecordBatch<'_>,
+    body: &[u8],
+    meter: &mut Meter,
+) -> Result<(), Reject> {
+    let length = |length: i64| {
+        usize::try_from(length)
+            .map_err(|_| Reject::malformed("a negative length in an Arrow IPC stream"))
+    };
+    meter.elements(length(batch.length())?)?;
+    for node in batch.nodes().into_iter().flatten() {
+        meter.elements(length(node.length())?)?;
+    }
+    let is_compressed = batch.compression().is_some();
+    for buffer in batch.buffers().into_iter().flatten() {
+        let (start, size) = (length(buffer.offset())?, length(buffer.length())?);
+        let end =
+            start.checked_add(size).ok_or_else(|| Reject::malformed("a buffer without an end"))?;
+        let bytes = body.get(start..end).ok_or_else(|| Reject::truncated("an Arrow IPC buffer"))?;
+        let declared = match bytes.first_chunk::<8>() {
+            // Compressed buffers begin with their size, -1 where they are not compressed after all.
+            Some(declared) if is_compressed => match i64::from_le_bytes(*declared) {
+                -1 => size,
+                declared => length(declared)?,
+            },
+            _ => size,
+        };
+        meter.bytes(declared)?;
+    }
+    Ok(())
+}
+
+/// The type in which karrow hands out `data_type`: dictionaries, views and runs are spelled out; `None` for nulls.
+fn plain_type(data_type: &DataType) -> Result<Option<DataType>, Reject> {
+    Ok(Some(match data_type {
+        DataType::Null => return Ok(None),
+        DataType::Dictionary(_, value) => return plain_type(value),
+        DataType::Utf8View => DataType::Utf8,
+        DataType::BinaryView => DataType::Binary,
+        DataType::Union(..)
+        | DataType::RunEndEncoded(..)
+        | DataType::ListView(_)
+        | DataType::LargeListView(_) => {
+            return Err(Reject::value(format!("{data_type}, which karrow does not take")));
+        }
+        DataType::FixedSizeBinary(size) if !(1..=FIXED_SIZE_MAX).contains(size) => {
+            return Err(Reject::limit(format_args!("{FIXED_SIZE_MAX} bytes of a fixed size")));
+        }
+        DataType::FixedSizeList(item, size)
+            if !(1..=FIXED_SIZE_MAX).contains(size) || item.data_type().is_nested() =>
+        {
+            return Err(Reject::value(format!("{data_type}, which karrow does not take")));
+        }
+        DataType::Decimal128(precision, scale)
+            if !(1..=38).contains(precision) || scale.unsigned_abs() > *precision =>
+        {
+            return Err(Reject::malformed("a decimal without digits"));
+        }
+        DataType::Decimal256(precision, scale)
+            if !(1..=76).contains(precision) || scale.unsigned_abs() > *precision =>
+        {
+            return Err(Reject::malformed("a decimal without digits"));
+        }
+        DataType::Struct(fields) => {
+            let mut kept = Vec::new();
+            let mut names = HashSet::new();
+            for field in fields {
+                if !names.insert(field.name()) {
+                    let name = field.name().escape_debug();
+                    return Err(Reject::malformed(format!("the field '{name}' is there twice")));
+                }
+                if let Some(data_type) = plain_type(field.data_type())? {
+                    kept.push(Field::new(field.name(), data_type, true));
+                }
+            }
+            DataType::Struct(Fields::from(kept))
+        }
+        DataType::List(item) => match plain_type(item.data_type())? {
+            Some(item) => super::column::list_of(item),
+            None => return Ok(None),
+        },
+        DataType::LargeList(item) => match plain_type(item.data_type())? {
+            Some(item) => DataType::LargeList(Arc::new(Field::new_list_field(item, true))),
+            None => return Ok(None),
+        },
+        DataType::FixedSizeList(item, size) => match plain_type(item.data_type())? {
+            Some(item) => {
+                DataType::FixedSizeList(Arc::new(Field::new_list_field(item, true)), *size)
+            }
+            None => return Ok(None),
+        },
+        DataType::Map(entries, _) => match entries.data_type() {
+            DataType::Struct(pair) if pair.len() == 2 => {
+                match (plain_type(pair[0].data_type())?, plain_type(pair[1].data_type())?) {
+                    (Some(key), Some(value)) => super::column::map_of(key, value),
+                    _ => return Ok(None),
+                }
+            }
+            _ => return Err(Reject::malformed("a map without keys and values")),
+        },
+        other => other.clone(),
+    }))
+}
+
+/// Spells out what must not leave karrow.
+fn plain(array: &ArrayRef, limits: &RecordLimits) -> Result<ArrayRef, Reject> {
+    let target =
+        plain_type(array.data_type())?.ok_or_else(|| Reject::value("nothing but nulls"))?;
+    let mut meter = Meter::new(limits);
+    spelled_out(array, &mut meter)?;
+    adapt(array, &target)
+}
+
+/// Books what dictionaries and views become when they are spelled out: a few bytes may stand for many.
+fn spelled_out(array: &ArrayRef, meter: &mut Meter) -> Result<(), Reject> {
+    match array.data_type() {
+        DataType::Dictionary(..) => {
+            let dictionary = array.as_any_dictionary();
+            let sizes = sizes(dictionary.values());
+            for key in dictionary.normalized_keys() {
+                meter.bytes(sizes.get(key).copied().unwrap_or(0))?;
+            }
+            spelled_out(dictionary.values(), meter)
+        }
+        DataType::Utf8View | DataType::BinaryView => {
+            sizes(array).into_iter().try_for_each(|size| meter.bytes(size))
+        }
+        DataType::Struct(_) => {
+            array.as_struct().columns().iter().try_for_each(|column| spelled_out(column, meter))
+        }
+        DataType::List(_) => spelled_out(array.as_list::<i32>().values(), meter),
+        DataType::LargeList(_) => spelled_out(array.as_list::<i64>().values(), meter),
+        DataType::FixedSizeList(..) => spelled_out(array.as_fixed_size_list().values(), meter),
+        DataType::Map(..) => {
+            let map = array.as_map();
+            spelled_out(map.keys(), meter)?;
+            spelled_out(map.values(), meter)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The bytes of each value.
+fn sizes(array: &ArrayRef) -> Vec<usize> {
+    // The lower half of a view is its length.
+    let of_views = |views: &[u128]| views.iter().map(|view| *view as u32 as usize).collect();
+    match array.data_type() {
+        DataType::Utf8View => of_views(array.as_string_view().views()),
+        DataType::BinaryView => of_views(array.as_binary_view().views()),
+        DataType::Utf8 => array.as_string::<i32>().offsets().lengths().collect(),
+        DataType::LargeUtf8 => array.as_string::<i64>().offsets().lengths().collect(),
+        DataType::Binary => array.as_binary::<i32>().offsets().lengths().collect(),
+        DataType::LargeBinary => array.as_binary::<i64>().offsets().lengths().collect(),
+        data_type => {
+            // Of fixed sizes, or so rare that all of it for each is good enough.
+            let size = data_type.primitive_width();
+            vec![size.unwrap_or_else(|| array.get_buffer_memory_size()); array.len()]
+        }
+    }
+}
+
+/// `array` as `target`, field by field by name; what `target` has more is null.
+fn adapt(array: &ArrayRef, target: &DataType) -> Result<ArrayRef, Reject> {
+    if array.data_type() == target {
+        return Ok(array.clone());
+    }
+    match (array.data_type(), target) {
+        (DataType::Struct(_), DataType::Struct(fields)) => {
+            let rows = array.as_struct();
+            let columns = fields
+                .iter()
+                .map(|field| match rows.column_by_name(field.name()) {
+                    Some(column) => adapt(column, field.data_type()).map_err(|reject| Reject {
+                        message: format!("{}: {}", field.name(), reject.message),
+                        ..reject
+                    }),
+                    None => Ok(new_null_array(field.data_type(), rows.len())),
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            if columns.is_empty() {
+                return Ok(Arc::new(StructArray::new_empty_fields(
+                    rows.len(),
+                    rows.nulls().cloned(),
+                )));
+            }
+            let adapted = StructArray::try_new(fields.clone(), columns, rows.nulls().cloned());
+            Ok(Arc::new(adapted.map_err(malformed)?))
+        }
+        (DataType::List(_), DataType::List(item)) => {
+            let list = array.as_list::<i32>();
+            let items = adapt(list.values(), item.data_type())?;
+            let adapted = ListArray::try_new(
+                item.clone(),
+                list.offsets().clone(),
+                items,
+                list.nulls().cloned(),
+            );
+            Ok(Arc::new(adapted.map_err(malformed)?))
+        }
+        (DataType::Map(..), DataType::Map(entries, sorted)) => {
+            let map = array.as_map();
+            let DataType::Struct(pair) = entries.data_type() else {
+                return Err(Reject::malformed("a map without entries"));
+            };
+            let columns = vec![
+                adapt(map.keys(), pair[0].data_type())?,
+                adapt(map.values(), pair[1].data_type())?,
+            ];
+            let pairs = StructArray::try_new(pair.clone(), columns, None).map_err(malformed)?;
+            let adapted = MapArray::try_new(
+                entries.clone(),
+                map.offsets().clone(),
+                pairs,
+                map.nulls().cloned(),
+                *sorted,
+            );
+            Ok(Arc::new(adapted.map_err(malformed)?))
+        }
+        _ => {
+            // A value that does not fit is an error, not a null; one that would become another is an error, too.
+            let options = CastOptions { safe: false, ..CastOptions::default() };
+            let cast = |array: &ArrayRef, target: &DataType| {
+                cast_with_options(array, target, &options)
+                    .map_err(|error| Reject::value(error.to_string()))
+            };
+            let there = cast(array, target)?;
+            let is_spelled_out = matches!(
+                array.data_type(),
+                DataType::Dictionary(..) | DataType::Utf8View | DataType::BinaryView
+            );
+            if !is_spelled_out && cast(&there, array.data_type())?.as_ref() != array.as_ref() {
+                return Err(Reject::value(format!(
+                    "a value of {} that {target} does not hold",
+                    array.data_type()
+                )));
+            }
+            Ok(there)
+        }
+    }
+}
+
+/// How many columns there are, nested ones included.
+fn width(data_type: &DataType) -> usize {
+    match data_type {
+        DataType::Struct(fields) => fields.iter().map(|field| 1 + width(field.data_type())).sum(),
+        DataType::List(item) | DataType::LargeList(item) | DataType::Map(item, _) => {
+            1 + width(item.data_type())
+        }
+        _ => 0,
+    }
+}
+
+/// The wanted part of `columns`; `None` where nothing of it is.
+fn projected(columns: &DataType, projection: &Projection) -> Option<DataType> {
+    let DataType::Struct(fields) = columns else { return Some(columns.clone()) };
+    let kept: Vec<Field> = fields
+        .iter()
+        .filter_map(|field| {
+            let below = projection.field(field.name())?;
+            Some(Field::new(field.name(), projected(field.data_type(), below)?, true))
+        })
+        .collect();
+    (!kept.is_empty()).then(|| DataType::Struct(Fields::from(kept)))
+}
+
+fn malformed(error: impl std::fmt::Display) -> Reject {
+    Reject::malformed(format!("Arrow IPC: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{
+        Float64Array, Int32DictionaryArray, Int64Array, StringArray, StringViewArray,
+        TimestampMillisecondArray, TimestampSecondArray, new_empty_array,
+    };
+    use arrow::datatypes::{Schema, UnionFields, UnionMode};
+    use arrow_ipc::writer::StreamWriter;
+
+    use super::*;
+
+    fn stream(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
+        let fields: Vec<Field> = columns
+            .iter()
+            .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
+            .collect();
+        let arrays = columns.into_iter().map(|(_, array)| array).collect();
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).expect("a batch");
+        let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
+        writer.write(&batch).expect("written");
+        writer.into_inner().expect("finished")
+    }
+
+    fn decode(streams: &[Vec<u8>]) -> (ArrayRef, Vec<String>) {
+        let limits = RecordLimits::default();
+        let mut decoder = IpcDecoder::new(Arc::default(), Projection::All, limits);
+        let values: Vec<_> = streams.iter().map(|stream| Some(Value::new(stream))).collect();
+        let mut bad = Vec::new();
+        let array = decoder.decode(&values, &mut bad).expect("no failure of ours");
+        (array, bad.into_iter().map(|bad| bad.reject.message).collect())
+    }
+
+    #[test]
+    fn what_is_spelled_out_is_counted_as_it_is() {
+        let categories: Vec<String> =
+            (0..1_000).map(|n| format!("category number {n:05}")).collect();
+        let rows = (0..5_000).map(|row| categories[row % 1_000].as_str());
+        let dictionary: Int32DictionaryArray = rows.clone().collect();
+        let views: StringViewArray = rows.clone().map(Some).collect();
+        let columns = vec![
+            ("dictionary", Arc::new(dictionary) as ArrayRef),
+            ("view", Arc::new(views) as ArrayRef),
+        ];
+        let (array, bad) = decode(&[stream(columns)]);
+        assert!(bad.is_empty(), "{bad:?}");
+        let plain = Arc::new(StringArray::from_iter_values(rows)) as ArrayRef;
+        for column in array.as_struct().columns() {
+            assert_eq!(column.as_ref(), plain.as_ref());
+        }
+        // Few bytes for many: 100,000 times the same 1 MB.
+        let long = "x".repeat(1_000_000);
+        let dictionary: Int32DictionaryArray =
+            std::iter::repeat_n(long.as_str(), 100_000).collect();
+        let (_, bad) = decode(&[stream(vec![("a", Arc::new(dictionary))])]);
+        assert_eq!(bad, ["more than the bytes one record may have"]);
+    }
+
+    #[test]
+    fn no_value_becomes_another() {
+        let floats = || Arc::new(Float64Array::from(vec![0.5])) as ArrayRef;
+        let seconds = || Arc::new(TimestampSecondArray::from(vec![1])) as ArrayRef;
+        let cases: Vec<(ArrayRef, ArrayRef)> = vec![
+            (floats(), Arc::new(Int64Array::from(vec![9_007_199_254_740_993]))),
+            (seconds(), Arc::new(TimestampMillisecondArray::from(vec![1_999]))),
+        ];
+        for (first, second) in cases {
+            let (array, bad) = decode(&[stream(vec![("a", first)]), stream(vec![("a", second)])]);
+            assert_eq!((array.len(), bad.len()), (2, 1), "{bad:?}");
+        }
+        let whole = Arc::new(Int64Array::from(vec![7])) as ArrayRef;
+        let (_, bad) = decode(&[stream(vec![("a", floats())]), stream(vec![("a", whole)])]);
+        assert!(bad.is_empty(), "{bad:?}");
+    }
+
+    #[test]
+    fn types_that_are_not_taken_are_bad_rows() {
+        let ints = || Arc::new(Int64Array::from(vec![1])) as ArrayRef;
+        let empty = |data_type: DataType| vec![("a", new_empty_array(&data_type))];
+        let union =
+            UnionFields::try_new([0], [Field::new("x", DataType::Int64, true)]).expect("fields");
+        for (columns, why) in [
+            (vec![("a", ints()), ("a", ints())], "the field 'a' is there twice"),
+            (empty(DataType::Union(union, UnionMode::Sparse)), "which karrow does not take"),
+            (empty(DataType::FixedSizeBinary(1 << 30)), "more than 4096 bytes of a fixed size"),
+            (empty(DataType::new_fixed_size_list(DataType::Int64, 1 << 28, true)), "does not take"),
+        ] {
+            let (_, bad) = decode(&[stream(columns)]);
+            assert!(bad.len() == 1 && bad[0].contains(why), "{bad:?} for {why}");
+        }
+        let wide: Vec<String> = (0..10_001).map(|n| format!("c{n}")).collect();
+        let wide = wide.iter().map(|name| (name.as_str(), ints())).collect();
+        let (_, bad) = decode(&[stream(wide)]);
+        assert_eq!(bad, ["more than 10000 columns of a topic"]);
+    }
+
+    #[test]
+    fn batches_of_many_rows_are_to_be_cut() {
+        let rows = stream(vec![("a", Arc::new(Int64Array::from(vec![1; 400_000])) as ArrayRef)]);
+        let mut decoder = IpcDecoder::new(Arc::default(), Projection::All, RecordLimits::default());
+        let values = [Some(Value::new(&rows)); 3];
+        let error = decoder.decode(&values, &mut Vec::new()).expect_err("too many");
+        assert_eq!(error.kind(), ErrorKind::Exhausted);
+        let array = decoder.decode(&values[..2], &mut Vec::new()).expect("not too many");
+        assert_eq!(array.len(), 800_000);
+    }
+}

@@ -1,0 +1,600 @@
+//! JSON objects into a struct column, in one pass over the bytes.
+//!
+//! The types follow from the values ([`shape`]) and are shared by all who read a topic. A record that fits what is
+//! known goes straight into the columns, its fields found by guessing that they come in the order of the record
+//! before. One that does not fit widens the shape, and the batch is decoded once more: rare after the first batch.
+
+pub mod scan;
+pub mod shape;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow::array::{ArrayRef, new_null_array};
+use arrow::datatypes::{DataType, Field, TimeUnit};
+use parking_lot::Mutex;
+
+use self::scan::{Number, Scanner, Text};
+use self::shape::{EXACT_MAX, Kind, Shape, StructShape, duplicate, name_of, not_an_object};
+use super::column::{Column, Values, pad, pad_offsets};
+use super::decoder::{BadRow, Decoder, Value};
+use super::projection::Projection;
+use super::raw::RawDecoder;
+use super::reject::{Meter, RecordLimits, Reject};
+use crate::error::Result;
+
+/// How many times a batch is begun anew because its records widened the shape. More than two happen only while
+/// others widen it too; the records that still do not fit are bad rows then.
+const ATTEMPTS_MAX: usize = 4;
+
+/// A topic's shape, shared by all its decoders.
+#[derive(Debug)]
+pub struct SharedShape {
+    shape: Mutex<Shape>,
+    /// Grows with each change of the shape.
+    epoch: AtomicU64,
+}
+
+impl SharedShape {
+    /// Nothing was seen yet; at most `fields_max` fields will get columns.
+    pub fn new(fields_max: usize) -> Arc<Self> {
+        Arc::new(Self { shape: Mutex::new(Shape::new(fields_max)), epoch: AtomicU64::new(1) })
+    }
+
+    /// Changes whenever the topic's columns do.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+}
+
+/// See the top of this file.
+pub struct JsonDecoder {
+    shared: Arc<SharedShape>,
+    projection: Projection,
+    /// The fields whose strings are times.
+    timestamps: Projection,
+    limits: RecordLimits,
+    epoch: u64,
+    root: Node,
+    /// `None` while no field was seen.
+    column: Option<Column>,
+    texts: u64,
+}
+
+/// Where a value goes. Beside each node that has a column is its [`Column`]; one without has seen only nulls and
+/// empty containers.
+#[derive(Debug)]
+enum Node {
+    /// Only null fits.
+    Unknown,
+    /// Nobody wants it.
+    Skip,
+    Bool,
+    Int {
+        /// One beyond ±2^53 was seen.
+        wide: bool,
+    },
+    Float,
+    Text,
+    /// Strings that are times.
+    Timestamp,
+    Struct(Box<StructNode>),
+    List(Box<Node>),
+}
+
+#[derive(Debug, Default)]
+struct StructNode {
+    fields: Vec<FieldNode>,
+    index: HashMap<Box<str>, usize>,
+    /// The column for fields that found no room.
+    more: Option<usize>,
+    is_full: bool,
+    /// Counts objects, to notice a field that comes twice in one.
+    objects: u64,
+}
+
+#[derive(Debug)]
+struct FieldNode {
+    name: Box<str>,
+    /// Its name needs no escapes, so it can be compared as it is written.
+    is_plain: bool,
+    column: Option<usize>,
+    node: Node,
+    /// The object it was seen in last.
+    object: u64,
+}
+
+/// Why a record was not appended.
+enum Stop {
+    Bad(Reject),
+    /// The shape has to be widened first.
+    Widen,
+}
+
+impl From<Reject> for Stop {
+    fn from(reject: Reject) -> Self {
+        Self::Bad(reject)
+    }
+}
+
+impl JsonDecoder {
+    /// Decodes into the columns that `projection` names, of the shape that `shared` has.
+    pub fn new(shared: Arc<SharedShape>, projection: Projection, limits: RecordLimits) -> Self {
+        Self {
+            shared,
+            projection,
+            timestamps: Projection::nothing(),
+            limits,
+            epoch: 0,
+            root: Node::Unknown,
+            column: None,
+            texts: 0,
+        }
+    }
+
+    /// The same, with RFC 3339 strings of the fields that `timestamps` names as timestamps in microseconds.
+    pub fn with_timestamps(mut self, timestamps: Projection) -> Self {
+        self.timestamps = timestamps;
+        self
+    }
+
+    /// Takes over what others have seen.
+    fn refresh(&mut self) -> Result<()> {
+        let epoch = self.shared.epoch();
+        if epoch == self.epoch {
+            return Ok(());
+        }
+        let shape = self.shared.shape.lock().clone();
+        self.epoch = epoch;
+        let (root, data_type) =
+            Node::of_struct(&shape.root, &self.projection, Some(&self.timestamps));
+        self.root = root;
+        self.column = data_type.map(|data_type| Column::new(&data_type)).transpose()?;
+        Ok(())
+    }
+
+    /// Widens the shape by `records`; bad ones teach nothing.
+    fn learn(&mut self, records: &[Option<Value<'_>>]) {
+        let mut shape = self.shared.shape.lock();
+        for record in records.iter().flatten() {
+            if let Ok(text) = self.text_of(record.bytes) {
+                let _ = shape.learn(text, &self.limits);
+            }
+        }
+        // Under the lock, so that the epoch is never older than the shape.
+        self.shared.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether a value is a good record, whatever the shape is.
+    fn check(&self, value: &[u8]) -> Result<(), Reject> {
+        Shape::new(0).learn(self.text_of(value)?, &self.limits)
+    }
+
+    /// The JSON text of a value: behind a registry's header, if it has one. No JSON text begins as those do.
+    fn text_of<'a>(&self, value: &'a [u8]) -> Result<&'a [u8], Reject> {
+        let header = match value.first() {
+            Some(0) => 5,
+            Some(1) => 17,
+            _ => 0,
+        };
+        let text = value.get(header..).ok_or_else(|| Reject::truncated("a registry's header"))?;
+        if text.len() > self.limits.bytes_max {
+            return Err(Reject::limit(format_args!("{} bytes", self.limits.bytes_max)));
+        }
+        simdutf8::basic::from_utf8(text).map_err(|_| Reject::malformed("no UTF-8"))?;
+        Ok(text)
+    }
+
+    fn append(&mut self, value: &[u8], row: usize) -> Result<(), Stop> {
+        let text = self.text_of(value)?;
+        let mut scanner = Scanner::new(text);
+        let mut filler = Filler { meter: Meter::new(&self.limits), lists: 0, texts: 0 };
+        if scanner.peek() != b'{' {
+            return Err(not_an_object(&mut scanner).into());
+        }
+        match &mut self.root {
+            Node::Struct(root) => filler.object(&mut scanner, root, self.column.as_mut(), row)?,
+            _ => return Err(Stop::Widen),
+        }
+        scanner.end()?;
+        self.texts += filler.texts;
+        Ok(())
+    }
+
+    /// Appends all of `values`; `false` if one did not fit and the shape was widened instead.
+    fn append_all(
+        &mut self,
+        values: &[Option<Value<'_>>],
+        bad: &mut Vec<BadRow>,
+        may_learn: bool,
+    ) -> bool {
+        for (row, value) in values.iter().enumerate() {
+            let Some(value) = value else { continue };
+            let reject = match self.append(value.bytes, row) {
+                Ok(()) => continue,
+                Err(Stop::Bad(reject)) => reject,
+                Err(Stop::Widen) => match self.check(value.bytes) {
+                    // It would have turned out bad further on.
+                    Err(reject) => reject,
+                    Ok(()) if may_learn => {
+                        self.learn(values.get(row..).unwrap_or_default());
+                        return false;
+                    }
+                    Ok(()) => Reject::value("does not fit the columns of the topic"),
+                },
+            };
+            if let Some(column) = &mut self.column {
+                column.truncate(row);
+            }
+            bad.push(BadRow { row, reject });
+        }
+        true
+    }
+}
+
+impl Decoder for JsonDecoder {
+    fn decode(&mut self, values: &[Option<Value<'_>>], bad: &mut Vec<BadRow>) -> Result<ArrayRef> {
+        let bad_before = bad.len();
+        for attempt in 1..=ATTEMPTS_MAX {
+            self.refresh()?;
+            if self.append_all(values, bad, attempt < ATTEMPTS_MAX) {
+                break;
+            }
+            bad.truncate(bad_before);
+            if let Some(column) = &mut self.column {
+                column.truncate(0);
+            }
+        }
+        let Some(column) = &mut self.column else {
+            if !self.projection.is_all() {
+                return Ok(new_null_array(&DataType::Binary, values.len()));
+            }
+            // Nothing can be seen in these objects yet: give them as they are.
+            let is_bad: HashSet<usize> = bad.iter().skip(bad_before).map(|bad| bad.row).collect();
+            let good: Vec<Option<Value<'_>>> = values
+                .iter()
+                .enumerate()
+                .map(|(row, value)| value.filter(|_| !is_bad.contains(&row)))
+                .collect();
+            return RawDecoder::new().decode(&good, bad);
+        };
+        column.finish(values.len())
+    }
+
+    fn texts(&self) -> u64 {
+        self.texts
+    }
+}
+
+impl Node {
+    /// `times` are the fields below that are timestamps; everything, where this one is.
+    fn of(
+        kind: &Kind,
+        projection: &Projection,
+        times: Option<&Projection>,
+    ) -> (Self, Option<DataType>) {
+        match kind {
+            Kind::Unknown => (Self::Unknown, None),
+            Kind::Bool => (Self::Bool, kind.data_type()),
+            Kind::Int { wide } => (Self::Int { wide: *wide }, kind.data_type()),
+            Kind::Float => (Self::Float, kind.data_type()),
+            Kind::Text if times.is_some_and(Projection::is_all) => (
+                Self::Timestamp,
+                Some(DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))),
+            ),
+            Kind::Text => (Self::Text, kind.data_type()),
+            Kind::Struct(shape) => Self::of_struct(shape, projection, times),
+            Kind::List(item) => {
+                let (node, item) = Self::of(item, projection, times);
+                (Self::List(Box::new(node)), item.map(super::column::list_of))
+            }
+        }
+    }
+
+    fn of_struct(
+        shape: &StructShape,
+        projection: &Projection,
+        times: Option<&Projection>,
+    ) -> (Self, Option<DataType>) {
+        let mut struct_node = StructNode { is_full: shape.is_full, ..StructNode::default() };
+        let mut fields = Vec::new();
+        for (name, kind) in &shape.fields {
+            let (node, data_type) = match projection.field(name) {
+                Some(below) => Self::of(kind, below, times.and_then(|times| times.field(name))),
+                None => (Self::Skip, None),
+            };
+            let column = data_type.map(|data_type| {
+                fields.push(Field::new(&**name, data_type, true));
+                fields.len() - 1
+            });
+            struct_node.index.insert(name.clone(), struct_node.fields.len());
+            struct_node.fields.push(FieldNode {
+                name: name.clone(),
+                is_plain: !name.bytes().any(|byte| byte < b' ' || byte == b'"' || byte == b'\\'),
+                column,
+                node,
+                object: 0,
+            });
+        }
+        if let Some(name) = shape.more().filter(|name| projection.field(name).is_some()) {
+            fields.push(Field::new(name, DataType::Utf8, true));
+            struct_node.more = Some(fields.len() - 1);
+        }
+        let data_type = (!fields.is_empty()).then(|| DataType::Struct(fields.into()));
+        (Self::Struct(Box::new(struct_node)), data_type)
+    }
+}
+
+/// Appends the values of one record.
+struct Filler {
+    meter: Meter,
+    /// How many lists are around the value.
+    lists: usize,
+    /// Fields that went into a column of text because there is no room for their own.
+    texts: u64,
+}
+
+impl Filler {
+    /// Appends a value as `row` of `column`. Depth is bounded by the shape's.
+    fn value(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        node: &mut Node,
+        column: Option<&mut Column>,
+        row: usize,
+    ) -> Result<(), Stop> {
+        let next = scanner.peek();
+        if next == b'n' {
+            scanner.word(b"null")?;
+            return Ok(());
+        }
+        match node {
+            Node::Skip => return Ok(scanner.skip(&mut self.meter)?),
+            Node::Struct(node) if next == b'{' => return self.object(scanner, node, column, row),
+            Node::List(item) if next == b'[' => return self.array(scanner, item, column, row),
+            _ => {}
+        }
+        let Some(Column { nulls, values, .. }) = column else {
+            return self.misfit(scanner);
+        };
+        match (node, values) {
+            (Node::Int { wide }, Values::Int64(values)) if matches!(next, b'-' | b'0'..=b'9') => {
+                let Number::Int(value) = scanner.number()? else { return Err(Stop::Widen) };
+                if value.unsigned_abs() > EXACT_MAX && !*wide {
+                    return Err(Stop::Widen);
+                }
+                pad(values, nulls, row);
+                values.push(value);
+            }
+            (Node::Float, Values::Float64(values)) if matches!(next, b'-' | b'0'..=b'9') => {
+                let value = match scanner.number()? {
+                    Number::Float(value) => value,
+                    Number::Int(value) if value.unsigned_abs() <= EXACT_MAX => value as f64,
+                    _ => return Err(Stop::Widen),
+                };
+                pad(values, nulls, row);
+                values.push(value);
+            }
+            (Node::Bool, Values::Bool(values)) if matches!(next, b't' | b'f') => {
+                scanner.word(if next == b't' { b"true" } else { b"false" })?;
+                pad(values, nulls, row);
+                values.push(next == b't');
+            }
+            (Node::Text, Values::Bytes(bytes)) => {
+                pad_offsets(&mut bytes.offsets, nulls, row);
+                if next == b'"' {
+                    scanner.string()?.append_to(&mut bytes.data);
+                } else {
+                    let start = scanner.at();
+                    scanner.skip(&mut self.meter)?;
+                    bytes.data.extend_from_slice(scanner.since(start));
+                }
+                bytes.end_row()?;
+            }
+            (Node::Timestamp, Values::Int64(values)) if next == b'"' => {
+                let time = micros(name_of(scanner.string()?).as_ref())?;
+                pad(values, nulls, row);
+                values.push(time);
+            }
+            (Node::Timestamp, _) => {
+                return Err(Reject::value("a time that is not in a string").into());
+            }
+            _ => return self.misfit(scanner),
+        }
+        Ok(())
+    }
+
+    /// The value has no place; it widens the shape, unless it is no value at all.
+    #[cold]
+    fn misfit(&mut self, scanner: &mut Scanner<'_>) -> Result<(), Stop> {
+        scanner.skip(&mut self.meter)?;
+        Err(Stop::Widen)
+    }
+
+    fn object(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        node: &mut StructNode,
+        column: Option<&mut Column>,
+        row: usize,
+    ) -> Result<(), Stop> {
+        let mut fields: &mut [Column] = &mut [];
+        if let Some(Column { nulls, values: Values::Struct { len, fields: columns }, .. }) = column
+        {
+            if *len < row {
+                nulls.add(*len, row);
+            }
+            *len = row + 1;
+            if self.lists > 0 {
+                // Each item has a place in every column, also an empty one.
+                self.meter.elements(columns.len())?;
+            }
+            fields = columns;
+        }
+        scanner.pass();
+        if scanner.peek() == b'}' {
+            scanner.pass();
+            return Ok(());
+        }
+        node.objects += 1;
+        let object = node.objects;
+        let mut guess = 0;
+        let mut more = More::default();
+        loop {
+            if scanner.peek() != b'"' {
+                return Err(scanner.unexpected("an object").into());
+            }
+            self.meter.elements(1)?;
+            let at = match node.fields.get(guess) {
+                Some(field) if field.is_plain && scanner.key_is(field.name.as_bytes()) => {
+                    Some(guess)
+                }
+                _ => {
+                    let start = scanner.at();
+                    let key = scanner.string()?;
+                    let quoted = scanner.since(start);
+                    scanner.expect(b':', "an object")?;
+                    let at = match key {
+                        Text::Plain(name) => std::str::from_utf8(name)
+                            .ok()
+                            .and_then(|name| node.index.get(name))
+                            .copied(),
+                        Text::Escaped(_) => node.index.get(&name_of(key)).copied(),
+                    };
+                    if at.is_none() {
+                        if !node.is_full {
+                            return self.misfit(scanner);
+                        }
+                        self.texts += 1;
+                        more.take(scanner, key, quoted, &mut self.meter)?;
+                    }
+                    at
+                }
+            };
+            if let Some(at) = at
+                && let Some(field) = node.fields.get_mut(at)
+            {
+                if field.object == object {
+                    return Err(duplicate(&field.name).into());
+                }
+                field.object = object;
+                guess = at + 1;
+                let column = field.column.and_then(|column| fields.get_mut(column));
+                self.value(scanner, &mut field.node, column, row)?;
+            }
+            match scanner.peek() {
+                b',' => scanner.pass(),
+                b'}' => {
+                    scanner.pass();
+                    break;
+                }
+                _ => return Err(scanner.unexpected("an object").into()),
+            }
+        }
+        if let Some(column) = node.more.and_then(|column| fields.get_mut(column)) {
+            more.append_to(column, row)?;
+        }
+        Ok(())
+    }
+
+    fn array(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        node: &mut Node,
+        column: Option<&mut Column>,
+        row: usize,
+    ) -> Result<(), Stop> {
+        let mut place = match column {
+            Some(Column { nulls, values: Values::List { offsets, items }, .. }) => {
+                pad_offsets(offsets, nulls, row);
+                Some((offsets, items))
+            }
+            _ => None,
+        };
+        let mut end = place.as_ref().and_then(|(offsets, _)| offsets.last().copied()).unwrap_or(0);
+        scanner.pass();
+        if scanner.peek() == b']' {
+            scanner.pass();
+        } else {
+            self.lists += 1;
+            loop {
+                self.meter.elements(1)?;
+                let items = place.as_mut().map(|(_, items)| items.as_mut());
+                // An offset is never negative.
+                self.value(scanner, node, items, usize::try_from(end).unwrap_or(0))?;
+                end = end
+                    .checked_add(1)
+                    .ok_or_else(|| Reject::limit("2^31 list items in one batch"))?;
+                match scanner.peek() {
+                    b',' => scanner.pass(),
+                    b']' => {
+                        scanner.pass();
+                        break;
+                    }
+                    _ => return Err(scanner.unexpected("an array").into()),
+                }
+            }
+            self.lists -= 1;
+        }
+        if let Some((offsets, _)) = place {
+            offsets.push(end);
+        }
+        Ok(())
+    }
+}
+
+/// An RFC 3339 time in microseconds since the epoch.
+fn micros(text: &str) -> Result<i64, Reject> {
+    let bad = |why: &str| Reject::value(format!("'{}' is no time: {why}", text.escape_debug()));
+    let time = chrono::DateTime::parse_from_rfc3339(text).map_err(|why| bad(&why.to_string()))?;
+    if time.timestamp_subsec_nanos() % 1_000 != 0 {
+        return Err(bad("it has more than six decimals of a second"));
+    }
+    Ok(time.timestamp_micros())
+}
+
+/// The fields of one object that have no column of their own, as they were written.
+#[derive(Default)]
+struct More {
+    text: Vec<u8>,
+    names: HashSet<Box<str>>,
+}
+
+impl More {
+    fn take(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        key: Text<'_>,
+        quoted: &[u8],
+        meter: &mut Meter,
+    ) -> Result<(), Reject> {
+        let name = name_of(key);
+        if self.names.contains(&name) {
+            return Err(duplicate(&name));
+        }
+        self.names.insert(name);
+        scanner.peek();
+        let start = scanner.at();
+        scanner.skip(meter)?;
+        self.text.push(if self.text.is_empty() { b'{' } else { b',' });
+        self.text.extend_from_slice(quoted);
+        self.text.push(b':');
+        self.text.extend_from_slice(scanner.since(start));
+        Ok(())
+    }
+
+    fn append_to(self, column: &mut Column, row: usize) -> Result<(), Reject> {
+        let Column { nulls, values: Values::Bytes(bytes), .. } = column else { return Ok(()) };
+        if self.text.is_empty() {
+            return Ok(());
+        }
+        pad_offsets(&mut bytes.offsets, nulls, row);
+        bytes.data.extend_from_slice(&self.text);
+        bytes.data.push(b'}');
+        bytes.end_row()
+    }
+}
+
+#[cfg(test)]
+mod tests;

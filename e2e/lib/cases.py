@@ -11,9 +11,19 @@ import traceback
 
 from . import install
 from .process import Failure
+from .registry import SchemaRegistry
 from .servers import EMBEDDED, KAFKA, ApacheKafka, Karrow
 
 BOTH = (EMBEDDED, KAFKA)
+# What does not work yet, by broker, suite and case: such a case has to fail, so that this list stays true.
+KNOWN = {
+    **{(broker, "arrow", "protobuf-descriptors"): "schemas that a registry has as base64 descriptors are not read"
+       for broker in BOTH},
+    **{(broker, "arrow", "protobuf-file-imports"): "a .proto file cannot import one that lies beside it"
+       for broker in BOTH},
+    **{(EMBEDDED, "arrow", case): "the embedded broker stores snappy batches and cannot read them"
+       for case in ("java-snappy", "librdkafka-snappy")},
+}
 SUITES = []  # (suite, case or None, brokers, function) in the order in which they were declared
 
 
@@ -32,10 +42,17 @@ def program(suite, brokers=BOTH):
 
 class Report:
     def __init__(self):
-        self.passed, self.failed, self.started = 0, [], time.monotonic()
+        self.passed, self.failed, self.known, self.started = 0, [], 0, time.monotonic()
 
     def line(self, broker, suite, name, why=None, seconds=None):
         took = f"  ({seconds:.1f} s)" if seconds is not None else ""
+        known = KNOWN.get((broker, suite, name))
+        if known and why is None:
+            why = f"works now, so it is no known failure any more: {known}"
+        elif known:
+            self.known += 1
+            print(f"known   {broker:8}  {suite:12}  {name}{took}: {known}", flush=True)
+            return
         if why is None:
             self.passed += 1
             print(f"ok      {broker:8}  {suite:12}  {name}{took}", flush=True)
@@ -48,18 +65,21 @@ class Report:
             print("\nfailed:")
             for broker, suite, name in self.failed:
                 print(f"  {broker:8}  {suite:12}  {name}")
+        if self.known:
+            print(f"\n{self.known} known failures")
         print(f"{self.passed} passed, {len(self.failed)} failed", flush=True)
         return 1 if self.failed or not self.passed else 0
 
 
 class Run:
-    """What all cases of one run share: the folder, the seed, the binary, one Kafka, one karrow of each kind."""
+    """What all cases of one run share: the folder, the seed, the binary, one Kafka, one schema registry, one
+    karrow of each kind."""
 
     def __init__(self, seed, keep):
         self.seed, self.keep = seed, keep
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="karrow-e2e-"))
         self.report, self.numbers = Report(), itertools.count(1)
-        self._binary = self._kafka = None
+        self._binary = self._kafka = self._registry = None
         self._karrows, self._could_not = {}, {}
 
     def _once(self, what, build):
@@ -81,6 +101,11 @@ class Run:
         if self._kafka is None:
             self._kafka = self._once("kafka", lambda: ApacheKafka(self.folder / "kafka").start())
         return self._kafka
+
+    def registry(self):
+        if self._registry is None:
+            self._registry = self._once("registry", lambda: SchemaRegistry(self.folder / "registry").start())
+        return self._registry
 
     def shared_karrow(self, kind):
         """The karrow that cases share; started again where a case (or a crash) has ended it."""
@@ -131,6 +156,12 @@ class Context:
         kafka = ApacheKafka(self.folder / "kafka")
         self._own.append(kafka)
         return kafka
+
+    def new_registry(self):
+        """A schema registry of this case's own, for cases that stop it."""
+        registry = SchemaRegistry(self.folder / "registry")
+        self._own.append(registry)
+        return registry
 
     def unique(self, word):
         """A name for a topic or group that no other case of this run uses."""

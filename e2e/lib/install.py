@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import site
 import sys
+import tarfile
 import venv
 
 from .process import Failure, run
@@ -75,10 +76,12 @@ def debian(*packages):
             run(install, f"installing {', '.join(absent)}", env=environment)
 
 
-def python_packages():
-    """The virtual environment with requirements.txt; returns its Python and makes its packages importable here."""
-    requirements = E2E / "requirements.txt"
-    folder = CACHE / f"venv-{sys.version_info.major}.{sys.version_info.minor}"
+def python_packages(part=None):
+    """The virtual environment with requirements.txt, or with <part>/requirements.txt; returns its Python and makes its
+    packages importable here."""
+    requirements = (E2E / part if part else E2E) / "requirements.txt"
+    name = f"venv-{part}" if part else "venv"
+    folder = CACHE / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
     python = folder / "bin" / "python"
 
     def build():
@@ -119,6 +122,22 @@ def maven_jars(pom):
              "dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={lib}"],
             f"jars of {pom.parent.name}")
     return _stamped(folder, [pom], build) / "lib"
+
+
+def schema_registry():
+    """Apicurio Registry, unpacked; returns the jar to run."""
+    archives = maven_jars(E2E / "registry" / "pom.xml")
+    folder = CACHE / "registry"
+
+    def build():
+        for archive in archives.glob("*.tar.gz"):
+            with tarfile.open(archive) as files:
+                files.extractall(folder, filter="data")
+    _stamped(folder, [E2E / "registry" / "pom.xml"], build)
+    runners = list(folder.glob("*-runner.jar"))
+    if len(runners) != 1:
+        raise Failure(f"no runner in {folder}: {runners}")
+    return runners[0]
 
 
 def java_program(name, main):

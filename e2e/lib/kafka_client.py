@@ -35,8 +35,8 @@ class KafkaClient:
             raise Failure(f"cannot create topic {topic}: {error}") from None
         eventually(lambda: self.partitions(topic) == partitions, f"topic {topic} has {partitions} partitions")
 
-    def producer(self):
-        return self.lib.Producer(self._config(enable_idempotence=True, linger_ms=5))
+    def producer(self, **config):
+        return self.lib.Producer(self._config(enable_idempotence=True, linger_ms=5, **config))
 
     def produce(self, topic, values, partitions):
         """Stores `values` round-robin; returns {value: (partition, offset)} as the broker acknowledged them."""
@@ -59,6 +59,39 @@ class KafkaClient:
         if producer.flush(60) or failed:
             raise Failure(f"the broker did not store everything in {topic}: {failed[:1] or 'timeout'}")
         return where
+
+    def store(self, topic, records, partition=0, **config):
+        """Stores `records` in their order: bytes, None for a tombstone, or {value, key, headers, timestamp}."""
+        failed = []
+
+        def delivered(error, _message):
+            if error:
+                failed.append(str(error))
+        producer = self.producer(**config)
+        for record in records:
+            fields = record if isinstance(record, dict) else {"value": record}
+            producer.produce(topic, partition=partition, on_delivery=delivered, **fields)
+        if producer.flush(60) or failed:
+            raise Failure(f"the broker did not store everything in {topic}: {failed[:1] or 'timeout'}")
+
+    def values(self, topic, count, seconds=30):
+        """The first `count` records of partition 0, as the broker has them."""
+        consumer = self.lib.Consumer(self._config(group_id="nobody", enable_auto_commit=False))
+        consumer.assign([self.lib.TopicPartition(topic, 0, 0)])
+        found = []
+
+        def more():
+            message = consumer.poll(0.2)
+            if message is not None:
+                if message.error():
+                    raise Failure(str(message.error()))
+                found.append(message)
+            return len(found) >= count
+        try:
+            eventually(more, f"{count} records in {topic}", seconds, every=0)
+            return found
+        finally:
+            consumer.close()
 
     def committed(self, group, topic, partitions):
         """{partition: committed offset} of the group; partitions without a commit are absent."""

@@ -704,3 +704,26 @@ fn given_schemas_are_for_values_that_name_none() {
     assert_eq!(shown(&pop(&mut karrow.named("a:n"), "arrow:a"), "payload"), ["{id: 1, note: hi}"]);
     assert_eq!(shown(&pop(&mut karrow.named("p:n"), "arrow:p"), "payload"), ["{id: 5}"]);
 }
+
+#[test]
+fn a_partition_that_goes_takes_what_was_gathered_with_it() {
+    let kafka = Kafka::with(&[("t", 2)]);
+    kafka.put("t", 0, r#"{"a":0}"#);
+    kafka.put("t", 1, r#"{"a":1}"#);
+    let karrow = Karrow::start(&kafka);
+    let mut one = karrow.named("g:one");
+    // Long enough for the group to take in a second member meanwhile.
+    let key = r#"arrow:t:{"karrow.batch.rows":100,"karrow.batch.wait.ms":15000}"#;
+    one.send(&["BLPOP", key, "60"]);
+    karrow.await_metric(r#"karrow_consumed_messages_total{topic="t"}"#, |count| count == 2.0);
+    let mut two = karrow.named("g:two");
+    let other = pop(&mut two, "arrow:t");
+    let reply = one.reply();
+    let batch = batch_of(reply.array()[1].bytes());
+    let mut partitions = [shown(&batch, "partition"), shown(&other, "partition")].concat();
+    partitions.sort();
+    assert_eq!(partitions, ["0", "1"], "each row came to the member that has its partition");
+    for (client, batch) in [(&mut one, &batch), (&mut two, &other)] {
+        assert_eq!(client.call(&["RPUSH", "acks", &acks(batch)]).int(), 1);
+    }
+}

@@ -10,11 +10,11 @@ mod program;
 mod run;
 pub mod schema;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow::array::{ArrayRef, new_null_array};
+use arrow::array::ArrayRef;
 use arrow::datatypes::{DataType, Field, Fields};
 use parking_lot::Mutex;
 
@@ -24,7 +24,7 @@ use self::schema::{Schema, SchemaError};
 use super::column::{Column, list_of, map_of};
 use super::decoder::{BadRow, Decoder, Value};
 use super::projection::Projection;
-use super::raw::RawDecoder;
+use super::raw::unseen;
 use super::reject::{RecordLimits, Reject};
 use super::schemas::{Lookup, RegisteredSchema, SchemaKey, SchemaKind, Schemas};
 use super::unite::unite;
@@ -447,20 +447,10 @@ impl Decoder for AvroDecoder {
         self.learn(values)?;
         self.refresh()?;
         self.append_all(values, bad);
-        if let Some(column) = &mut self.column {
-            return column.finish(values.len());
+        match &mut self.column {
+            Some(column) => column.finish(values.len()),
+            None => unseen(values, bad.get(bad_before..).unwrap_or_default(), &self.projection),
         }
-        if !self.projection.is_all() {
-            return Ok(new_null_array(&DataType::Binary, values.len()));
-        }
-        // Nothing can be seen in these records yet: give them as they are.
-        let is_bad: HashSet<usize> = bad.iter().skip(bad_before).map(|bad| bad.row).collect();
-        let good: Vec<Option<Value<'_>>> = values
-            .iter()
-            .enumerate()
-            .map(|(row, value)| value.filter(|_| !is_bad.contains(&row)))
-            .collect();
-        RawDecoder::new().decode(&good, bad)
     }
 
     fn unfetched(&self, values: &[Option<Value<'_>>]) -> Vec<SchemaKey> {

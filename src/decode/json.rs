@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow::array::{ArrayRef, new_null_array};
+use arrow::array::ArrayRef;
 use arrow::datatypes::{DataType, Field, TimeUnit};
 use parking_lot::Mutex;
 
@@ -20,7 +20,7 @@ use self::shape::{EXACT_MAX, Kind, Shape, StructShape, duplicate, name_of, not_a
 use super::column::{Column, Values, pad, pad_offsets};
 use super::decoder::{BadRow, Decoder, Value};
 use super::projection::Projection;
-use super::raw::RawDecoder;
+use super::raw::unseen;
 use super::reject::{Meter, RecordLimits, Reject};
 use crate::error::Result;
 
@@ -246,20 +246,10 @@ impl Decoder for JsonDecoder {
                 column.truncate(0);
             }
         }
-        let Some(column) = &mut self.column else {
-            if !self.projection.is_all() {
-                return Ok(new_null_array(&DataType::Binary, values.len()));
-            }
-            // Nothing can be seen in these objects yet: give them as they are.
-            let is_bad: HashSet<usize> = bad.iter().skip(bad_before).map(|bad| bad.row).collect();
-            let good: Vec<Option<Value<'_>>> = values
-                .iter()
-                .enumerate()
-                .map(|(row, value)| value.filter(|_| !is_bad.contains(&row)))
-                .collect();
-            return RawDecoder::new().decode(&good, bad);
-        };
-        column.finish(values.len())
+        match &mut self.column {
+            Some(column) => column.finish(values.len()),
+            None => unseen(values, bad.get(bad_before..).unwrap_or_default(), &self.projection),
+        }
     }
 
     fn texts(&self) -> u64 {

@@ -40,7 +40,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow::array::{ArrayRef, new_null_array};
+use arrow::array::ArrayRef;
 use arrow::datatypes::{DataType, Field};
 use parking_lot::Mutex;
 use prost_reflect::MessageDescriptor;
@@ -52,7 +52,7 @@ use self::shape::{Learner, StructShape};
 use super::column::Column;
 use super::decoder::{BadRow, Decoder, Value};
 use super::projection::Projection;
-use super::raw::RawDecoder;
+use super::raw::unseen;
 use super::reject::{RecordLimits, Reject};
 use super::schemas::{Lookup, Reference, SchemaKey, SchemaKind, Schemas};
 use super::wire::{MessageIndexes, frame};
@@ -434,20 +434,10 @@ impl Decoder for ProtobufDecoder {
             };
             bad.push(BadRow { row, reject });
         }
-        let Some(column) = &mut self.column else {
-            if !self.projection.is_all() {
-                return Ok(new_null_array(&DataType::Binary, values.len()));
-            }
-            // No message has a field: give them as they are.
-            let is_bad: HashSet<usize> = bad.iter().skip(bad_before).map(|bad| bad.row).collect();
-            let good: Vec<Option<Value<'_>>> = values
-                .iter()
-                .enumerate()
-                .map(|(row, value)| value.filter(|_| !is_bad.contains(&row)))
-                .collect();
-            return RawDecoder::new().decode(&good, bad);
-        };
-        column.finish(values.len())
+        match &mut self.column {
+            Some(column) => column.finish(values.len()),
+            None => unseen(values, bad.get(bad_before..).unwrap_or_default(), &self.projection),
+        }
     }
 
     fn unfetched(&self, values: &[Option<Value<'_>>]) -> Vec<SchemaKey> {

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray};
+use arrow::array::{ArrayRef, BinaryArray, new_null_array};
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::DataType;
 
 use super::column::Nulls;
 use super::decoder::{BadRow, Decoder, Value};
+use super::projection::Projection;
 use super::reject::Reject;
 use crate::error::{Error, Result};
 
@@ -19,6 +21,28 @@ impl RawDecoder {
     pub fn new() -> Self {
         Self
     }
+}
+
+/// The values of a topic in which no column can be seen yet, as they are; null where `bad` names a row, or where a reader
+/// wants certain columns only.
+///
+/// # Errors
+/// As [`Decoder::decode`].
+pub(super) fn unseen(
+    values: &[Option<Value<'_>>],
+    bad: &[BadRow],
+    projection: &Projection,
+) -> Result<ArrayRef> {
+    if !projection.is_all() {
+        return Ok(new_null_array(&DataType::Binary, values.len()));
+    }
+    let mut good = values.to_vec();
+    for bad in bad {
+        if let Some(value) = good.get_mut(bad.row) {
+            *value = None;
+        }
+    }
+    RawDecoder::new().decode(&good, &mut Vec::new())
 }
 
 impl Decoder for RawDecoder {

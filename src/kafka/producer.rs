@@ -5,9 +5,13 @@
 //! come in batches as events and are settled per run of equal lanes, so the cost per message stays at a few
 //! atomic operations.
 
+mod books;
+mod message;
+mod options;
+mod topic;
+
 use std::collections::{HashMap, VecDeque};
-use std::ffi::c_void;
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -17,24 +21,22 @@ use prometheus::IntCounter;
 use rdkafka_sys as sys;
 use tokio::sync::{Notify, Semaphore};
 
-use super::native::{ClientKind, Event, Handle, KafkaCode, Queue, c_string};
-use super::topics::{self, Existence, TopicInfo};
+pub use books::{Account, Stats, Ticket};
+use books::{MISSING_LABEL, settle_reports};
+pub use message::{Header, Message};
+use message::{OwnedMessage, hand_over};
+use options::message_timeout;
+pub(super) use options::producer_options;
+use topic::{
+    CREATION_PATIENCE, Topic, TopicState, Waiting, judge, remember_missing, set_missing,
+    settle_waiting,
+};
+
+use super::native::{ClientKind, Event, Handle, KafkaCode, Queue};
+use super::topics::{self, TopicInfo};
 use crate::config::{KafkaOptions, topic_is_legal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
-
-/// What a message costs in librdkafka beside its bytes; counted into the caps.
-const MESSAGE_OVERHEAD_BYTES: usize = 128;
-
-/// `RD_KAFKA_PARTITION_UA`: the topic's partitioner chooses.
-const PARTITION_UNASSIGNED: i32 = -1;
-
-/// How long a broker that creates topics may take until it admits that there is one. The contract promises a verdict
-/// on a missing topic within half a second.
-const CREATION_PATIENCE: Duration = Duration::from_millis(350);
-
-/// How often a topic is asked for that the broker may be creating.
-const LOOKUP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How many topics are asked for at once; each takes a thread of the pool that sessions need too.
 const LOOKUPS_MAX: usize = 8;
@@ -43,27 +45,11 @@ const LOOKUPS_MAX: usize = 8;
 /// judge them.
 const UNJUDGED_MAX: usize = 256;
 
-/// How many missing topics are remembered, so that a second message to one is refused and not buffered.
-const MISSING_MAX: usize = 256;
-
 /// A scout that has asked for this many names is replaced: librdkafka never forgets a name it was asked about.
 const SCOUT_NAMES_MAX: usize = 1000;
 
 /// A scout that nobody has needed for this long ends.
 const SCOUT_IDLE: Duration = Duration::from_secs(10);
-
-/// Messages whose topic nobody can judge are looked at this often, whether their time is over.
-const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
-
-/// `message.timeout.ms`, unless the options say otherwise.
-const MESSAGE_TIMEOUT_MS: u64 = 300_000;
-
-/// In place of a topic that did not exist, in `karrow_deliveries_total`: no legal name, and one for all, because
-/// clients invent names without end.
-const MISSING_LABEL: &str = "(missing)";
-
-/// Failures of one topic are logged at most this often; the counters have them all.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Brokers that are away say so many times a second; it is logged at most this often.
 const EVENT_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -73,95 +59,6 @@ const MISSING_RETRY: Duration = Duration::from_secs(1);
 
 /// Deadline of metadata requests that a client waits for.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What one connection has in flight.
-#[derive(Debug, Default)]
-pub struct Account {
-    messages: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-impl Account {
-    /// Messages handed over and neither stored nor failed yet.
-    pub fn unflushed(&self) -> usize {
-        self.messages.load(Ordering::Acquire)
-    }
-}
-
-/// What rafka's `HGETALL stats` shows, over all connections since start or `DEL stats`.
-#[derive(Debug, Default)]
-pub struct Stats {
-    delivery_errors: AtomicUsize,
-    unknown_events: AtomicUsize,
-}
-
-impl Stats {
-    /// Messages that were not stored.
-    pub fn delivery_errors(&self) -> usize {
-        self.delivery_errors.load(Ordering::Relaxed)
-    }
-
-    /// Events of librdkafka that nobody expected.
-    pub fn unknown_events(&self) -> usize {
-        self.unknown_events.load(Ordering::Relaxed)
-    }
-
-    /// Starts both at zero again.
-    pub fn reset(&self) {
-        self.delivery_errors.store(0, Ordering::Relaxed);
-        self.unknown_events.store(0, Ordering::Relaxed);
-    }
-}
-
-/// The outcome of an acknowledged produce command, complete when every message is stored or failed.
-#[derive(Debug)]
-pub struct Ticket {
-    total: usize,
-    open: AtomicUsize,
-    failed: Mutex<(usize, Option<Error>)>,
-    done: Arc<Notify>,
-}
-
-impl Ticket {
-    /// For `total` messages; `done` is notified when the last one is settled.
-    pub fn new(total: usize, done: Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self { total, open: AtomicUsize::new(total), failed: Mutex::default(), done })
-    }
-
-    /// `None` while messages are open, then how many were stored, or why some were not.
-    pub fn outcome(&self) -> Option<Result<usize>> {
-        if self.open.load(Ordering::Acquire) > 0 {
-            return None;
-        }
-        let failed = self.failed.lock();
-        Some(match &*failed {
-            (0, _) => Ok(self.total),
-            (count, why) => {
-                let kind = why.as_ref().map_or(ErrorKind::Internal, Error::kind);
-                let why = why.as_ref().map_or("", Error::message);
-                Err(Error::new(
-                    kind,
-                    format!("{why} ({count} of {} messages not stored)", self.total),
-                ))
-            }
-        })
-    }
-
-    /// Settles messages that never reached librdkafka, or came back from it.
-    pub fn settle(&self, count: usize, error: Option<Error>) {
-        if count == 0 {
-            return;
-        }
-        if let Some(error) = error {
-            let mut failed = self.failed.lock();
-            failed.0 += count;
-            failed.1.get_or_insert(error);
-        }
-        if self.open.fetch_sub(count, Ordering::AcqRel) == count {
-            self.done.notify_one();
-        }
-    }
-}
 
 /// One connection's way to one topic; messages in flight hold it.
 pub struct Lane {
@@ -334,157 +231,6 @@ async fn end_idle_scout(client: Arc<Client>, of: Weak<Handle>) {
                 }
             }
             _ => return,
-        }
-    }
-}
-
-struct Topic {
-    name: Box<str>,
-    /// Set once the topic is known to exist, or to be librdkafka's to judge. Not before: librdkafka never forgets a
-    /// topic, and neither does Prometheus.
-    known: OnceLock<Known>,
-    /// It is among its client's missing ones.
-    is_listed: AtomicBool,
-    /// It did not exist, and is no longer in the table.
-    forgotten: AtomicBool,
-    /// The state is `Ready`; saves the lock.
-    ready: AtomicBool,
-    state: Mutex<TopicState>,
-    bytes: AtomicUsize,
-    /// When a failure was logged last.
-    logged: Mutex<Option<Instant>>,
-    client: Arc<Client>,
-}
-
-/// librdkafka's topic, and the counters, looked up once.
-struct Known {
-    rkt: NonNull<sys::rd_kafka_topic_t>,
-    messages: IntCounter,
-    bytes: IntCounter,
-    stored: IntCounter,
-    failed: IntCounter,
-}
-
-// SAFETY: rd_kafka_topic_t is documented as thread-safe.
-unsafe impl Send for Known {}
-// SAFETY: as above.
-unsafe impl Sync for Known {}
-
-enum TopicState {
-    /// Its metadata is being asked for; what is sent meanwhile waits here, in order.
-    Asking(Vec<Waiting>),
-    /// It exists, or is librdkafka's to judge.
-    Ready,
-    /// The brokers said at this time that there is none for us, and why.
-    Missing(Instant, KafkaCode),
-    /// It was missing, and is asked for again; senders wait.
-    AskingAgain,
-}
-
-/// A message that waits for its topic's metadata.
-struct Waiting {
-    since: Instant,
-    lane: Arc<Lane>,
-    message: OwnedMessage,
-}
-
-/// A message's header: its name and its value.
-pub type Header = (String, Option<Vec<u8>>);
-
-/// A message to be produced.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Message<'a> {
-    /// Its key.
-    pub key: Option<&'a [u8]>,
-    /// Its value; `None` is a tombstone.
-    pub payload: Option<&'a [u8]>,
-    /// Its headers, in order; no name has a NUL.
-    pub headers: &'a [Header],
-    /// Milliseconds since the epoch, more than 0; now, if there is none.
-    pub timestamp: Option<i64>,
-    /// Where it goes; the topic's partitioner chooses, if there is none.
-    pub partition: Option<i32>,
-}
-
-impl Message<'_> {
-    /// What it counts for in the caps. Reports give back the same: they do not know headers.
-    fn size(&self) -> usize {
-        message_size(self.key, self.payload)
-    }
-}
-
-/// A [`Message`] that waits.
-struct OwnedMessage {
-    key: Option<Box<[u8]>>,
-    payload: Option<Box<[u8]>>,
-    headers: Box<[Header]>,
-    timestamp: Option<i64>,
-    partition: Option<i32>,
-}
-
-impl OwnedMessage {
-    fn new(message: &Message<'_>) -> Self {
-        Self {
-            key: message.key.map(Into::into),
-            payload: message.payload.map(Into::into),
-            headers: message.headers.into(),
-            timestamp: message.timestamp,
-            partition: message.partition,
-        }
-    }
-
-    fn borrowed(&self) -> Message<'_> {
-        Message {
-            key: self.key.as_deref(),
-            payload: self.payload.as_deref(),
-            headers: &self.headers,
-            timestamp: self.timestamp,
-            partition: self.partition,
-        }
-    }
-}
-
-impl Topic {
-    /// Makes the topic known to librdkafka.
-    fn known(&self, metrics: &Metrics) -> Result<&Known, KafkaCode> {
-        if let Some(known) = self.known.get() {
-            return Ok(known);
-        }
-        let name: &str = &self.name;
-        let invalid = KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__INVALID_ARG);
-        let c_name = c_string(name).map_err(|_| invalid)?;
-        // SAFETY: the client is alive; a null configuration means the client's own.
-        let rkt = unsafe {
-            sys::rd_kafka_topic_new(self.client.handle.ptr(), c_name.as_ptr(), ptr::null_mut())
-        };
-        let Some(rkt) = NonNull::new(rkt) else {
-            // SAFETY: the call before failed and set this.
-            return Err(KafkaCode(unsafe { sys::rd_kafka_last_error() }));
-        };
-        Ok(self.known.get_or_init(|| Known {
-            rkt,
-            messages: metrics.produced_messages.with_label_values(&[name]),
-            bytes: metrics.produced_bytes.with_label_values(&[name]),
-            stored: metrics.deliveries.with_label_values(&[name, "stored"]),
-            failed: metrics.deliveries.with_label_values(&[name, "failed"]),
-        }))
-    }
-
-    /// Logs that messages were not stored, at most once a second.
-    fn log_failure(&self, code: KafkaCode, messages: usize) {
-        let mut logged = self.logged.lock();
-        if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-            *logged = Some(Instant::now());
-            tracing::warn!(topic = %self.name, error = code.text(), messages, "not stored");
-        }
-    }
-}
-
-impl Drop for Topic {
-    fn drop(&mut self) {
-        if let Some(known) = self.known.get() {
-            // SAFETY: owned; the client outlives it.
-            unsafe { sys::rd_kafka_topic_destroy(known.rkt.as_ptr()) }
         }
     }
 }
@@ -802,259 +548,9 @@ impl Producer {
     }
 }
 
-/// Lists a topic that was found missing, and forgets the oldest of too many.
-fn remember_missing(topic: Arc<Topic>) {
-    let client = topic.client.clone();
-    let mut missing = client.missing.lock();
-    if client.dead.load(Ordering::Acquire) || topic.is_listed.swap(true, Ordering::AcqRel) {
-        return;
-    }
-    missing.push_back(topic);
-    let oldest = if missing.len() > MISSING_MAX { missing.pop_front() } else { None };
-    if let Some(oldest) = oldest {
-        // Under the lock, so that a verdict that comes now lists it again.
-        oldest.is_listed.store(false, Ordering::Release);
-        drop(missing);
-        forget_missing(&oldest);
-    }
-}
-
-/// Takes a topic out of the table if it is still missing, so that names which clients invent do not stay.
-fn forget_missing(topic: &Arc<Topic>) {
-    let mut topics = topic.client.topics.write();
-    let state = topic.state.lock();
-    if !matches!(*state, TopicState::Missing(..)) || topic.known.get().is_some() {
-        return;
-    }
-    topic.forgotten.store(true, Ordering::Release);
-    if topics.get(&topic.name).is_some_and(|current| Arc::ptr_eq(current, topic)) {
-        topics.remove(&topic.name);
-    }
-}
-
-/// Hands over, or fails, what waited for the verdict on its topic, and sets the topic's state; `false` if librdkafka's
-/// queue is full before all is done.
-fn settle_waiting(shared: &Shared, topic: &Arc<Topic>, verdict: Result<(), KafkaCode>) -> bool {
-    // Under the lock all the time, so that what comes later stays behind what waited.
-    let mut state = topic.state.lock();
-    let mut waiting = match &mut *state {
-        TopicState::Asking(waiting) => std::mem::take(waiting).into_iter(),
-        _ => Vec::new().into_iter(),
-    };
-    let verdict = verdict.and_then(|()| topic.known(&shared.metrics).map(|_| ()));
-    while let Some(message) = waiting.next() {
-        let outcome =
-            verdict.and_then(|()| hand_over(shared, &message.lane, &message.message.borrowed()));
-        let Err(code) = outcome else { continue };
-        if code.0 == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL {
-            *state = TopicState::Asking(std::iter::once(message).chain(waiting).collect());
-            return false;
-        }
-        fail_waiting(shared, &message, code);
-    }
-    *state = match verdict {
-        Ok(()) => TopicState::Ready,
-        Err(why) => TopicState::Missing(Instant::now(), why),
-    };
-    topic.ready.store(verdict.is_ok(), Ordering::Release);
-    true
-}
-
-fn fail_waiting(shared: &Shared, message: &Waiting, code: KafkaCode) {
-    let size = message.message.borrowed().size();
-    let topic = &message.lane.topic;
-    topic.log_failure(code, 1);
-    settle(shared, &message.lane, 1, size, Some(failure(code, &topic.name)));
-}
-
-/// For a topic that nobody can judge: fails what has waited for longer than `message.timeout.ms`, as librdkafka does with what it has.
-fn expire_waiting(shared: &Shared, topic: &Topic) {
-    let mut state = topic.state.lock();
-    if matches!(*state, TopicState::AskingAgain) {
-        // This takes longer than a sender should be held: let messages wait in its place.
-        *state = TopicState::Asking(Vec::new());
-        shared.changed();
-        return;
-    }
-    let Some(timeout) = shared.message_timeout else { return };
-    let TopicState::Asking(waiting) = &mut *state else { return };
-    let late = waiting.iter().take_while(|message| message.since.elapsed() >= timeout).count();
-    if late > 0 {
-        let code = KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__MSG_TIMED_OUT);
-        for message in waiting.drain(..late) {
-            fail_waiting(shared, &message, code);
-        }
-        drop(state);
-        shared.changed();
-    }
-}
-
 /// Kafka's words first, as rafka's clients know them, then the object.
 fn failure(code: KafkaCode, topic: &str) -> Error {
     Error::new(code.kind(), format!("{}: '{topic}'", code.text()))
-}
-
-/// Whether messages may go to the topic, or why not. While no broker answers this waits, and fails what has waited for
-/// too long: names that nobody has judged stay out of librdkafka, which would keep them.
-async fn judge(
-    shared: &Arc<Shared>,
-    topic: &Arc<Topic>,
-    patience: Duration,
-) -> Result<(), KafkaCode> {
-    let judged = async {
-        loop {
-            match look_up(shared, topic, patience).await {
-                Existence::Exists => return Ok(()),
-                Existence::Refused(why) => return Err(why),
-                Existence::Unknown => tokio::time::sleep(LOOKUP_INTERVAL).await,
-            }
-        }
-    };
-    let mut judged = std::pin::pin!(judged);
-    loop {
-        match tokio::time::timeout(EXPIRY_INTERVAL, &mut judged).await {
-            Ok(verdict) => return verdict,
-            Err(_) if topic.client.dead.load(Ordering::Acquire) => {
-                let purged = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PURGE_QUEUE;
-                return Err(KafkaCode(purged));
-            }
-            Err(_) => expire_waiting(shared, topic),
-        }
-    }
-}
-
-/// Asks the brokers. Where there is no such topic, one may be created for a producer that asks for it
-/// (`auto.create.topics.enable`); it is unknown for some moments more then, so `patience` asks again.
-async fn look_up(shared: &Shared, topic: &Arc<Topic>, patience: Duration) -> Existence {
-    let scout = match topic.client.scout() {
-        Ok(scout) => scout,
-        Err(error) => {
-            tracing::error!(%error, "no client to ask for a topic");
-            return Existence::Unknown;
-        }
-    };
-    let ask = async |permits: &Semaphore, patience: Duration| {
-        // The semaphores are never closed.
-        let _permit = permits.acquire().await;
-        let began = Instant::now();
-        loop {
-            let (asked, scout) = (topic.clone(), scout.clone());
-            let found = tokio::task::spawn_blocking(move || {
-                topics::ask_for(&scout, &asked.name, METADATA_TIMEOUT)
-            })
-            .await
-            .unwrap_or(Existence::Unknown);
-            if !is_missing(&found) || began.elapsed() >= patience {
-                return found;
-            }
-            tokio::time::sleep(LOOKUP_INTERVAL).await;
-        }
-    };
-    let found = ask(&shared.lookups, Duration::ZERO).await;
-    if is_missing(&found) && shared.may_create && !patience.is_zero() {
-        // Apart from the rest, so that names which clients invent do not delay topics that exist.
-        return ask(&shared.creations, patience).await;
-    }
-    found
-}
-
-fn is_missing(found: &Existence) -> bool {
-    matches!(found, Existence::Refused(why) if why.kind() == ErrorKind::NotFound)
-}
-
-/// Gives a message to librdkafka with a reference to its lane, which comes back with its report.
-fn hand_over(shared: &Shared, lane: &Arc<Lane>, message: &Message<'_>) -> Result<(), KafkaCode> {
-    let Message { key, payload, headers, timestamp, partition } = *message;
-    let known = lane.topic.known(&shared.metrics)?;
-    let opaque = Arc::into_raw(lane.clone());
-    let code = if headers.is_empty() && timestamp.is_none() {
-        let pointer = |bytes: Option<&[u8]>| bytes.map_or(ptr::null(), <[u8]>::as_ptr);
-        // SAFETY: the topic is alive through the lane; F_COPY makes librdkafka copy key and payload.
-        let result = unsafe {
-            sys::rd_kafka_produce(
-                known.rkt.as_ptr(),
-                partition.unwrap_or(PARTITION_UNASSIGNED),
-                sys::RD_KAFKA_MSG_F_COPY,
-                pointer(payload).cast_mut().cast(),
-                payload.map_or(0, <[u8]>::len),
-                pointer(key).cast(),
-                key.map_or(0, <[u8]>::len),
-                opaque.cast_mut().cast::<c_void>(),
-            )
-        };
-        // SAFETY: the call before set the error.
-        let last = || KafkaCode(unsafe { sys::rd_kafka_last_error() });
-        (result != 0).then(last)
-    } else {
-        let code = hand_over_all_of(lane, known.rkt, message, opaque.cast());
-        (!code.is_ok()).then_some(code)
-    };
-    match code {
-        None => {
-            known.messages.inc();
-            known.bytes.inc_by(payload.map_or(0, <[u8]>::len) as u64);
-            Ok(())
-        }
-        Some(code) => {
-            // SAFETY: librdkafka did not take the message, so the reference is ours again.
-            drop(unsafe { Arc::from_raw(opaque) });
-            Err(code)
-        }
-    }
-}
-
-/// The same for a message with headers or a timestamp, by a call that takes a list of its parts.
-fn hand_over_all_of(
-    lane: &Lane,
-    rkt: NonNull<sys::rd_kafka_topic_t>,
-    message: &Message<'_>,
-    opaque: *const c_void,
-) -> KafkaCode {
-    use sys::rd_kafka_vtype_t::*;
-    use sys::rd_kafka_vu_s__bindgen_ty_1 as Part;
-    let part = |vtype, u| sys::rd_kafka_vu_t { vtype, u };
-    let memory = |bytes: Option<&[u8]>| Part {
-        mem: sys::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
-            ptr: bytes.map_or(ptr::null(), <[u8]>::as_ptr).cast_mut().cast(),
-            size: bytes.map_or(0, <[u8]>::len),
-        },
-    };
-    let names: Result<Vec<_>> = message.headers.iter().map(|(name, _)| c_string(name)).collect();
-    let Ok(names) = names else {
-        return KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__INVALID_ARG);
-    };
-    let partition = message.partition.unwrap_or(PARTITION_UNASSIGNED);
-    let mut parts = vec![
-        part(RD_KAFKA_VTYPE_RKT, Part { rkt: rkt.as_ptr() }),
-        part(RD_KAFKA_VTYPE_PARTITION, Part { i32_: partition }),
-        part(RD_KAFKA_VTYPE_MSGFLAGS, Part { i: sys::RD_KAFKA_MSG_F_COPY }),
-        part(RD_KAFKA_VTYPE_KEY, memory(message.key)),
-        part(RD_KAFKA_VTYPE_VALUE, memory(message.payload)),
-        part(RD_KAFKA_VTYPE_OPAQUE, Part { ptr: opaque.cast_mut() }),
-    ];
-    if let Some(timestamp) = message.timestamp {
-        parts.push(part(RD_KAFKA_VTYPE_TIMESTAMP, Part { i64_: timestamp }));
-    }
-    for (name, (_, value)) in names.iter().zip(message.headers) {
-        let header = sys::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_2 {
-            name: name.as_ptr(),
-            val: value.as_ref().map_or(ptr::null(), |value| value.as_ptr()).cast(),
-            size: value.as_ref().map_or(0, |value| value.len() as isize),
-        };
-        parts.push(part(RD_KAFKA_VTYPE_HEADER, Part { header }));
-    }
-    // SAFETY: client and topic are alive through the lane; every part points to what lives during the call, of which
-    // F_COPY and the headers' own rule make librdkafka take copies.
-    unsafe {
-        let error =
-            sys::rd_kafka_produceva(lane.topic.client.handle.ptr(), parts.as_ptr(), parts.len());
-        if error.is_null() {
-            return KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
-        }
-        let code = KafkaCode(sys::rd_kafka_error_code(error));
-        sys::rd_kafka_error_destroy(error);
-        code
-    }
 }
 
 /// Serves a client's events until it is replaced and empty.
@@ -1095,98 +591,6 @@ fn replace(client: &Client, event: &Event) {
     client.retire();
 }
 
-fn settle_reports(shared: &Shared, event: &Event) {
-    let mut messages = [ptr::null::<sys::rd_kafka_message_t>(); 256];
-    loop {
-        // SAFETY: the event is alive and the array has this many places.
-        let count = unsafe {
-            sys::rd_kafka_event_message_array(event.ptr(), messages.as_mut_ptr(), messages.len())
-        };
-        if count == 0 {
-            break;
-        }
-        let mut run: Option<Run> = None;
-        for message in messages.iter().take(count) {
-            // SAFETY: the array was filled up to `count` with messages that live as long as the event.
-            let message = unsafe { &**message };
-            let lane = message._private.cast_const().cast::<Lane>();
-            if run.as_ref().is_none_or(|run| run.lane != lane || run.code.0 != message.err) {
-                if let Some(run) = run.take() {
-                    run.settle(shared);
-                }
-                run = Some(Run { lane, code: KafkaCode(message.err), count: 0, bytes: 0 });
-            }
-            if let Some(run) = &mut run {
-                run.count += 1;
-                run.bytes += message.len + message.key_len + MESSAGE_OVERHEAD_BYTES;
-            }
-        }
-        if let Some(run) = run {
-            run.settle(shared);
-        }
-    }
-    shared.changed();
-}
-
-/// Reports of one lane with one outcome, next to each other.
-struct Run {
-    lane: *const Lane,
-    code: KafkaCode,
-    count: usize,
-    bytes: usize,
-}
-
-impl Run {
-    fn settle(self, shared: &Shared) {
-        // SAFETY: each message carried one reference, made by Arc::into_raw in `hand_over`.
-        let lane = unsafe { Arc::from_raw(self.lane) };
-        let error = (!self.code.is_ok()).then(|| {
-            lane.topic.log_failure(self.code, self.count);
-            if self.code.kind() == ErrorKind::NotFound {
-                set_missing(&lane.topic);
-            }
-            failure(self.code, &lane.topic.name)
-        });
-        settle(shared, &lane, self.count, self.bytes, error);
-        for _ in 1..self.count {
-            // SAFETY: as above, for the other messages of the run.
-            unsafe { Arc::decrement_strong_count(self.lane) };
-        }
-    }
-}
-
-fn settle(shared: &Shared, lane: &Lane, count: usize, bytes: usize, error: Option<Error>) {
-    let known = lane.topic.known.get();
-    match &error {
-        // What was stored was handed over, so its topic is known.
-        None => known.into_iter().for_each(|known| known.stored.inc_by(count as u64)),
-        Some(_) => {
-            known.map_or(&shared.failed_missing, |known| &known.failed).inc_by(count as u64);
-            shared.stats.delivery_errors.fetch_add(count, Ordering::Relaxed);
-        }
-    }
-    lane.topic.bytes.fetch_sub(bytes, Ordering::Relaxed);
-    lane.account.bytes.fetch_sub(bytes, Ordering::Relaxed);
-    shared.unflushed.fetch_sub(count, Ordering::AcqRel);
-    lane.account.messages.fetch_sub(count, Ordering::AcqRel);
-    if let Some(ticket) = &lane.ticket {
-        ticket.settle(count, error);
-    }
-}
-
-fn set_missing(topic: &Topic) {
-    let mut state = topic.state.lock();
-    if matches!(*state, TopicState::Ready) {
-        topic.ready.store(false, Ordering::Release);
-        let missing = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
-        *state = TopicState::Missing(Instant::now(), KafkaCode(missing));
-    }
-}
-
-fn message_size(key: Option<&[u8]>, payload: Option<&[u8]>) -> usize {
-    key.map_or(0, <[u8]>::len) + payload.map_or(0, <[u8]>::len) + MESSAGE_OVERHEAD_BYTES
-}
-
 /// Kafka's rule for topic names: 1 to 249 of `[a-zA-Z0-9._-]`, and neither `.` nor `..`.
 ///
 /// # Errors
@@ -1201,50 +605,6 @@ pub fn check_topic_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// karrow's defaults under the file's options, with what the books rest on above both.
-pub(super) fn producer_options(file: &KafkaOptions) -> KafkaOptions {
-    let mut options = KafkaOptions::new();
-    // The caps count bytes per connection and topic; librdkafka's count of messages would fail those first.
-    options.insert("queue.buffering.max.messages".into(), "0".into());
-    options.insert("enable.metrics.push".into(), "false".into());
-    options.insert("log.connection.close".into(), "false".into());
-    if let Some((name, value)) = forbids_idempotence(file) {
-        tracing::warn!("the producer is not idempotent: `{name}={value}` forbids it");
-    } else {
-        options.insert("enable.idempotence".into(), "true".into());
-    }
-    options.extend(file.clone());
-    // Without reports nothing would ever leave the books.
-    options.insert("delivery.report.only.error".into(), "false".into());
-    options
-}
-
-/// `None` is never.
-fn message_timeout(options: &KafkaOptions) -> Option<Duration> {
-    let said = ["message.timeout.ms", "delivery.timeout.ms"]
-        .iter()
-        .find_map(|name| options.get(*name)?.parse().ok());
-    Some(said.unwrap_or(MESSAGE_TIMEOUT_MS)).filter(|millis| *millis > 0).map(Duration::from_millis)
-}
-
-/// The first option of the file that librdkafka refuses beside `enable.idempotence` (KIP-98).
-fn forbids_idempotence(file: &KafkaOptions) -> Option<(&str, &str)> {
-    file.iter().map(|(name, value)| (name.as_str(), value.as_str())).find(|(name, value)| {
-        match *name {
-            "enable.idempotence" => *value == "false",
-            "acks" | "request.required.acks" => *value != "all" && *value != "-1",
-            "max.in.flight" | "max.in.flight.requests.per.connection" => {
-                value.parse::<u64>().is_ok_and(|count| count > 5)
-            }
-            "retries" | "message.send.max.retries" => {
-                value.parse::<u64>().is_ok_and(|count| count < 1)
-            }
-            "queuing.strategy" => *value != "fifo",
-            _ => false,
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1257,27 +617,5 @@ mod tests {
         for name in ["", ".", "..", "a b", "a:b", "ä", "^a", "a\0", &"x".repeat(250)] {
             assert!(check_topic_name(name).is_err(), "{name:?}");
         }
-    }
-
-    #[test]
-    fn idempotence_gives_way_to_the_file() {
-        let with = |name: &str, value: &str| {
-            producer_options(&[(name.to_owned(), value.to_owned())].into())
-                .get("enable.idempotence")
-                .is_some_and(|value| value == "true")
-        };
-        assert!(with("linger.ms", "1") && with("acks", "all") && with("retries", "3"));
-        assert!(!with("acks", "1") && !with("max.in.flight", "6") && !with("retries", "0"));
-        assert!(!with("enable.idempotence", "false"));
-    }
-
-    #[test]
-    fn a_ticket_is_done_when_all_of_it_is() {
-        let ticket = Ticket::new(3, Arc::new(Notify::new()));
-        ticket.settle(2, None);
-        assert!(ticket.outcome().is_none());
-        ticket.settle(1, Some(Error::new(ErrorKind::NotFound, "gone")));
-        let error = ticket.outcome().expect("complete").expect_err("one failed");
-        assert_eq!(error.message(), "gone (1 of 3 messages not stored)");
     }
 }

@@ -1,0 +1,350 @@
+//! A session's task: serves its consumer's events, rebalances above all, and sees to it that acks are committed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Session;
+use super::state::{Assigned, Phase};
+use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::Partition;
+use crate::kafka::consumer::{CommitError, ConsumerEvent, GroupConsumer};
+use crate::stream::acks::Position;
+
+/// Deadline of one request while the start of a partition is looked up.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Deadline of the look whether a topic is still missing; the session serves nothing else meanwhile.
+const MISSING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Failures of one session are logged at most this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often a consumer that leaves tries to commit while its group rebalances.
+const FAREWELL_TRIES: usize = 10;
+
+/// Time between these tries.
+const FAREWELL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long the start of a partition may stay unknown before the consumer is given up.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(60);
+
+impl Session {
+    /// The session's task: serves the consumer until the session closes, its client falls silent, or the
+    /// consumer dies.
+    pub(super) async fn serve(&self, consumer: Arc<GroupConsumer>) {
+        let mut closing = self.closing.subscribe();
+        let max_poll = self.options.max_poll_interval;
+        let tick = (max_poll / 8).clamp(Duration::from_millis(20), Duration::from_secs(30));
+        let mut last_seen = Instant::now();
+        let end = loop {
+            let mut end = None;
+            while end.is_none()
+                && let Some(event) = consumer.next_event()
+            {
+                end = self.handle(&consumer, event).await;
+            }
+            if let Some(end) = end {
+                break end;
+            }
+            let patience = self.watch_commit(&consumer).map_or(tick, |due| due.min(tick));
+            tokio::select! {
+                () = self.events.notified() => {}
+                _ = closing.wait_for(|closing| *closing) => break End::Closed,
+                () = tokio::time::sleep(patience) => {}
+            }
+            if self.touched.swap(false, Ordering::Relaxed)
+                || self.blocked.load(Ordering::Relaxed) > 0
+            {
+                last_seen = Instant::now();
+            } else if last_seen.elapsed() >= max_poll {
+                break End::Silent;
+            }
+        };
+        self.leave(&consumer, end).await;
+    }
+
+    async fn leave(&self, consumer: &Arc<GroupConsumer>, end: End) {
+        let farewell = {
+            let mut state = self.state.lock();
+            state.clear();
+            std::mem::take(&mut state.farewell)
+        };
+        let (closed, deadline) = (consumer.clone(), self.options.session_timeout);
+        let closing = tokio::task::spawn_blocking(move || {
+            let mut commits = commit_before_leaving(&closed, farewell);
+            commits.extend(closed.close(deadline));
+            commits
+        });
+        for committed in closing.await.unwrap_or_default() {
+            self.committed(committed);
+        }
+        let mut state = self.state.lock();
+        if state.phase == Phase::Live {
+            state.phase = Phase::Dormant;
+        }
+        match end {
+            End::Closed | End::Rejoin => {}
+            End::Silent => {
+                tracing::info!(name = %self.name.full(), "a silent client has left its group");
+            }
+            End::Fatal(error) => {
+                tracing::error!(name = %self.name.full(), %error, "consumer failed");
+                state.error = Some(error);
+            }
+        }
+        state.consumer = None;
+        // Under the lock: whoever finds the session dormant may let it join again, which sets this anew.
+        self.running.send_replace(false);
+    }
+
+    /// Returns why the consumer is of no use any more, if so.
+    async fn handle(&self, consumer: &Arc<GroupConsumer>, event: ConsumerEvent) -> Option<End> {
+        let name = self.name.full();
+        match event {
+            ConsumerEvent::Assigned(partitions) => {
+                self.metrics.rebalances.with_label_values(&["assigned"]).inc();
+                let partitions = match self.known.get() {
+                    None => partitions,
+                    Some(known) => match self.with_starts(consumer, known, partitions).await {
+                        Ok(Some(partitions)) => partitions,
+                        Ok(None) => return Some(End::Rejoin),
+                        Err(error) => return Some(End::Fatal(error)),
+                    },
+                };
+                tracing::debug!(%name, ?partitions, "assigned");
+                if let Err(error) = self.assign(consumer, &partitions) {
+                    tracing::warn!(%name, %error, "assign");
+                    return Some(End::Rejoin);
+                }
+                self.find_missing(consumer).await;
+            }
+            ConsumerEvent::Revoked { partitions, lost } => {
+                let kind = if lost { "lost" } else { "revoked" };
+                self.metrics.rebalances.with_label_values(&[kind]).inc();
+                tracing::debug!(%name, ?partitions, lost, "revoked");
+                let mut state = self.state.lock();
+                state.revoke(&partitions);
+                // Eager protocols take all away before they give; the others say what changes.
+                state.is_settled &= consumer.is_cooperative();
+                if let Err(error) = consumer.unassign(&partitions) {
+                    tracing::warn!(%name, %error, "unassign");
+                }
+            }
+            ConsumerEvent::Committed(result) => self.committed(result),
+            ConsumerEvent::TopicMissing(text) => {
+                let mut state = self.state.lock();
+                for topic in &self.topics {
+                    if text.contains(&format!(" {topic}:")) && state.missing.insert(topic.clone()) {
+                        tracing::warn!(%name, %topic, "a subscribed topic does not exist");
+                    }
+                }
+                drop(state);
+                self.ready.notify_one();
+            }
+            ConsumerEvent::Failed(error) => {
+                self.log_once("consumer", &error);
+                // A broker that is away is librdkafka's business: it comes back, or the pop times out.
+                if error.kind() != ErrorKind::Unavailable {
+                    self.state.lock().error = Some(error);
+                    self.ready.notify_one();
+                }
+            }
+            ConsumerEvent::Fatal(error) => return Some(End::Fatal(error)),
+        }
+        None
+    }
+
+    /// Looks whether topics that were missing are there by now: their partitions may have gone to other members. The
+    /// group divides anew when one appears, so that this is the moment.
+    async fn find_missing(&self, consumer: &Arc<GroupConsumer>) {
+        let missing = self.missing();
+        if missing.is_empty() {
+            return;
+        }
+        let consumer = consumer.clone();
+        let look = move || -> Result<Vec<Arc<str>>> {
+            let mut found = Vec::new();
+            for topic in missing {
+                if consumer.partition_count(&topic, MISSING_TIMEOUT)? > 0 {
+                    found.push(topic);
+                }
+            }
+            Ok(found)
+        };
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Ok(found)) => {
+                let mut state = self.state.lock();
+                state.missing.retain(|topic| !found.contains(topic));
+            }
+            Ok(Err(error)) => tracing::debug!(name = %self.name.full(), %error, "missing topics"),
+            Err(error) => tracing::error!(%error, "missing topics"),
+        }
+    }
+
+    /// Commits what librdkafka has left uncommitted for too long; returns when to look again.
+    fn watch_commit(&self, consumer: &GroupConsumer) -> Option<Duration> {
+        let allowed = self.options.commit_interval * 3 / 2;
+        let mut state = self.state.lock();
+        let waited = state.uncommitted_since?.elapsed();
+        if waited < allowed {
+            return Some(allowed - waited);
+        }
+        let late = state.uncommitted();
+        if late.is_empty() {
+            state.uncommitted_since = None;
+            return None;
+        }
+        if let Err(error) = consumer.send_commit(&late) {
+            tracing::debug!(name = %self.name.full(), %error, "commit");
+        }
+        state.uncommitted_since = Some(Instant::now());
+        Some(allowed)
+    }
+
+    fn committed(&self, result: Result<Vec<Partition>>) {
+        let outcome = if result.is_ok() { "ok" } else { "error" };
+        self.metrics.commits.with_label_values(&[outcome]).inc();
+        let partitions = match result {
+            Ok(partitions) => partitions,
+            Err(error) => return self.log_once("commit", &error),
+        };
+        let mut state = self.state.lock();
+        for partition in &partitions {
+            if let Some(index) = state.find(&partition.topic, partition.partition)
+                && let Some(assigned) = state.partitions.get_mut(index)
+            {
+                assigned.committed = assigned.committed.max(partition.offset);
+            }
+        }
+        let is_done = |assigned: &Assigned| assigned.position.acked <= assigned.committed;
+        let done = state.partitions.iter().all(is_done);
+        // What was acked while the commit was under way has its own interval.
+        state.uncommitted_since = (!done).then(Instant::now);
+    }
+
+    /// Logs a failure, at most once in a while.
+    pub(super) fn log_once(&self, what: &str, error: &Error) {
+        let mut state = self.state.lock();
+        if state.logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+            tracing::warn!(name = %self.name.full(), %error, "{what}");
+            state.logged = Some(Instant::now());
+        }
+    }
+
+    fn assign(&self, consumer: &GroupConsumer, partitions: &[Partition]) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.queue.is_none() {
+            return Ok(()); // Closing; the task is told next.
+        }
+        let since = state.generation;
+        for partition in partitions {
+            let topic = &*partition.topic;
+            state.missing.remove(topic);
+            state.partitions.push(Assigned {
+                topic: partition.topic.clone(),
+                topic_id: None,
+                since,
+                partition: partition.partition,
+                position: Position::default(),
+                committed: None,
+                consumed: (
+                    self.metrics.consumed_messages.with_label_values(&[topic]),
+                    self.metrics.consumed_bytes.with_label_values(&[topic]),
+                ),
+            });
+        }
+        state.is_settled = true;
+        // Under the lock, so that no message comes from a partition that is not in the table.
+        consumer.assign(partitions)?;
+        drop(state);
+        self.ready.notify_one();
+        Ok(())
+    }
+
+    /// Gives each of `partitions` that the group has no commit for a start, and commits it: with
+    /// `auto.offset.reset=latest` a restart before the first ack would else pass over what came meanwhile. `None` if
+    /// the group has moved on: these partitions may not be offered again, so the consumer has to start over.
+    async fn with_starts(
+        &self,
+        consumer: &Arc<GroupConsumer>,
+        known: &[Option<i32>],
+        partitions: Vec<Partition>,
+    ) -> Result<Option<Vec<Partition>>> {
+        if partitions.is_empty() {
+            return Ok(Some(partitions));
+        }
+        let began = Instant::now();
+        loop {
+            let known: Vec<(Arc<str>, Option<i32>)> =
+                self.topics.iter().cloned().zip(known.iter().copied()).collect();
+            let (consumer, wanted) = (consumer.clone(), partitions.clone());
+            let resolved = tokio::task::spawn_blocking(move || resolve(&consumer, &known, wanted))
+                .await
+                .unwrap_or_else(|error| {
+                    Err(CommitError::Failed(Error::new(ErrorKind::Internal, error.to_string())))
+                });
+            match resolved {
+                Ok(partitions) => return Ok(Some(partitions)),
+                Err(CommitError::GroupMovedOn) => return Ok(None),
+                Err(CommitError::Failed(error)) => {
+                    tracing::warn!(name = %self.name.full(), %error, "cannot tell where to start");
+                    if *self.closing.borrow() || began.elapsed() > RESOLVE_PATIENCE {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            }
+        }
+    }
+}
+
+enum End {
+    Closed,
+    Silent,
+    /// The next pop, or the one that waits, starts a new consumer.
+    Rejoin,
+    Fatal(Error),
+}
+
+/// Commits what closing would commit as well, but once only: a coordinator refuses commits for a moment while it
+/// completes a rebalance, and the acks would be lost.
+fn commit_before_leaving(
+    consumer: &GroupConsumer,
+    positions: Vec<Partition>,
+) -> Vec<Result<Vec<Partition>>> {
+    if positions.is_empty() {
+        return Vec::new();
+    }
+    for _ in 0..FAREWELL_TRIES {
+        match consumer.commit(&positions) {
+            Ok(()) => return vec![Ok(positions)],
+            Err(CommitError::GroupMovedOn) => std::thread::sleep(FAREWELL_INTERVAL),
+            Err(CommitError::Failed(error)) => return vec![Err(error)],
+        }
+    }
+    Vec::new()
+}
+
+fn resolve(
+    consumer: &GroupConsumer,
+    known: &[(Arc<str>, Option<i32>)],
+    wanted: Vec<Partition>,
+) -> Result<Vec<Partition>, CommitError> {
+    let mut found = consumer.committed(&wanted, RESOLVE_TIMEOUT).map_err(CommitError::Failed)?;
+    let mut starts = Vec::new();
+    for partition in found.iter_mut().filter(|partition| partition.offset.is_none()) {
+        let (first, next) = consumer
+            .offsets(&partition.topic, partition.partition, RESOLVE_TIMEOUT)
+            .map_err(CommitError::Failed)?;
+        let count =
+            known.iter().find(|(topic, _)| *topic == partition.topic).and_then(|(_, count)| *count);
+        let is_new = count.is_some_and(|count| partition.partition >= count);
+        partition.offset = Some(if is_new { first } else { next });
+        starts.push(partition.clone());
+    }
+    if !starts.is_empty() {
+        consumer.commit(&starts)?;
+    }
+    Ok(found)
+}

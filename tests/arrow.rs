@@ -517,6 +517,17 @@ fn rows_that_cannot_be_messages_are_refused_whole() {
             "PROD row 1: a timestamp that is not after 1970",
         ),
         (
+            stream_of(vec![("a", Arc::new(Float64Array::from(vec![1.0, f64::NAN])) as ArrayRef)]),
+            "PROD payload.a: row 1: JSON has neither NaN nor infinities",
+        ),
+        (
+            stream_of(vec![(
+                "a",
+                Arc::new(TimestampMillisecondArray::from(vec![1, i64::MAX])) as ArrayRef,
+            )]),
+            "PROD payload.a: row 1: a Timestamp(ms) that is no date",
+        ),
+        (
             one("key", Arc::new(Float64Array::from(vec![1.0, 2.0]))),
             "PROD key: Float64 is neither Binary nor Utf8",
         ),

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StructArray};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, TimeUnit, TimestampMillisecondType};
+use arrow::datatypes::{
+    DataType, Field, Float64Type, Int32Type, Int64Type, TimeUnit, TimestampMillisecondType,
+};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow_json::writer::{EncoderOptions, NullableEncoder, make_encoder};
 
 use crate::error::{Error, Result};
@@ -107,6 +110,9 @@ impl Rows {
                 Payload::Json(Arc::new(rows.map_err(|error| Error::invalid(error.to_string()))?))
             }
         };
+        if let Payload::Json(rows) = &payload {
+            check_json("payload", rows)?;
+        }
         Ok(Self { len: batch.num_rows(), key, headers, timestamp, partition, payload })
     }
 
@@ -188,6 +194,44 @@ impl Headers {
 
 fn value(array: &ArrayRef, row: usize) -> Option<Vec<u8>> {
     array.is_valid(row).then(|| array.as_binary::<i32>().value(row).to_vec())
+}
+
+/// Refuses values that JSON does not have: the encoder would write something else in their place.
+fn check_json(name: &str, array: &ArrayRef) -> Result<()> {
+    let wrong = |row: usize, what: &str| Error::invalid(format!("{name}: row {row}: {what}"));
+    match array.data_type() {
+        DataType::Float16 | DataType::Float32 | DataType::Float64 => {
+            let floats = cast(array, &DataType::Float64);
+            let floats = floats.map_err(|error| Error::invalid(format!("{name}: {error}")))?;
+            let mut values = floats.as_primitive::<Float64Type>().iter().enumerate();
+            match values.find(|(_, value)| value.is_some_and(|value| !value.is_finite())) {
+                Some((row, _)) => Err(wrong(row, "JSON has neither NaN nor infinities")),
+                None => Ok(()),
+            }
+        }
+        data_type if data_type.is_temporal() => {
+            let options = FormatOptions::default().with_display_error(false);
+            let shown = ArrayFormatter::try_new(array, &options)
+                .map_err(|error| Error::invalid(format!("{name}: {error}")))?;
+            let mut rows = (0..array.len()).filter(|row| array.is_valid(*row));
+            match rows.find(|row| shown.value(*row).try_to_string().is_err()) {
+                Some(row) => Err(wrong(row, &format!("a {data_type} that is no date"))),
+                None => Ok(()),
+            }
+        }
+        DataType::Struct(fields) => {
+            let columns = array.as_struct().columns();
+            fields.iter().zip(columns).try_for_each(|(field, column)| {
+                check_json(&format!("{name}.{}", field.name()), column)
+            })
+        }
+        DataType::List(_) => check_json(name, array.as_list::<i32>().values()),
+        DataType::LargeList(_) => check_json(name, array.as_list::<i64>().values()),
+        DataType::FixedSizeList(..) => check_json(name, array.as_fixed_size_list().values()),
+        DataType::Map(..) => check_json(name, array.as_map().values()),
+        DataType::Dictionary(..) => check_json(name, array.as_any_dictionary().values()),
+        _ => Ok(()),
+    }
 }
 
 /// A column of text or bytes as Binary.

@@ -16,7 +16,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::{ClientConfig, ClientContext};
 use tokio::runtime::Runtime;
 
-use crate::support::{DEADLINE, eventually};
+use crate::support::{DEADLINE, Karrow, eventually};
 
 /// A broker over a directory, with a runtime to start and stop it from a plain test.
 struct Broker {
@@ -666,4 +666,20 @@ fn a_producer_that_renews_its_id_gets_a_new_one() {
     let producer = broker.idempotent_producer();
     send(&producer, "orders", b"still there");
     flush(&producer);
+}
+
+/// tansu stores such batches and cannot write them for a fetch: the partition could never be read again.
+#[test]
+fn snappy_batches_can_be_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("librdkafka.json");
+    std::fs::write(&file, r#"{"producer":{"compression.type":"snappy"}}"#).expect("written");
+    let karrow = Karrow::embedded(&["-c", file.to_str().expect("UTF-8")]);
+    let mut client = karrow.named("g:n");
+    let long = "snappy ".repeat(20_000);
+    assert_eq!(client.call(&["RPUSH", "topics:t", &long, "short"]).int(), 2);
+    for expected in [long.as_str(), "short"] {
+        let message = client.say("BLPOP topics:t 30").message().expect("a message");
+        assert_eq!(message.text(), expected);
+    }
 }

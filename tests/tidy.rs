@@ -23,7 +23,15 @@ const CRATES: &[(&[&str], &[&str])] = &[
     // librdkafka itself judges the options of its file.
     (&["rdkafka", "rdkafka_sys"], &["src/kafka", "src/config/librdkafka.rs"]),
     (
-        &["tansu_broker", "tansu_storage", "tansu_service", "tansu_sans_io", "rama", "libsql"],
+        &[
+            "tansu_broker",
+            "tansu_storage",
+            "tansu_service",
+            "tansu_sans_io",
+            "rama",
+            "libsql",
+            "snap",
+        ],
         &["src/kafka/embedded"],
     ),
     (&["axum", "hyper", "hyper_util"], &["src/serve/http"]),

@@ -21,8 +21,6 @@ KNOWN = {
        for broker in BOTH},
     **{(broker, "arrow", "protobuf-file-imports"): "a .proto file cannot import one that lies beside it"
        for broker in BOTH},
-    **{(EMBEDDED, "arrow", case): "the embedded broker stores snappy batches and cannot read them"
-       for case in ("java-snappy", "librdkafka-snappy")},
 }
 SUITES = []  # (suite, case or None, brokers, function) in the order in which they were declared
 

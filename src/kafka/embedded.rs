@@ -12,6 +12,8 @@ mod fetch;
 #[cfg(feature = "embedded-broker")]
 mod guard;
 
+mod snappy;
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::net::{SocketAddr, TcpListener};

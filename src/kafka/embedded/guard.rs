@@ -22,6 +22,8 @@ use tansu_storage::{
     StorageContainer, TopicId,
 };
 
+use super::snappy;
+
 /// The topic, where it exists.
 pub(super) async fn find_topic(
     storage: &StorageContainer,
@@ -58,9 +60,11 @@ pub(super) async fn split_produce(
         };
         let mut good = Vec::new();
         let mut refused = Vec::new();
-        for data in topic.partition_data.take().unwrap_or_default() {
+        for mut data in topic.partition_data.take().unwrap_or_default() {
             if !(0..partitions).contains(&data.index) {
                 refused.push(refuse(data.index, ErrorCode::UnknownTopicOrPartition));
+            } else if let Some(Err(code)) = data.records.as_mut().map(snappy::unpack) {
+                refused.push(refuse(data.index, code));
             } else {
                 good.push(data);
             }

@@ -4,5 +4,6 @@ pub mod acks;
 pub mod batch;
 pub mod drain;
 pub mod letters;
+pub mod owed;
 pub mod registry;
 pub mod session;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::support::kafka::{Code, OFFSET_COMMIT};
 use crate::support::{Client, Kafka, Karrow, Reply, eventually};
 
 const PARTITIONS: i64 = 4;
@@ -18,8 +19,6 @@ struct Log {
     delivered: Mutex<HashMap<(i64, i64), usize>>,
     count: AtomicUsize,
     wrong: Mutex<Vec<String>>,
-    /// The broker may refuse commits, so what was acked may come again.
-    forgives_repeats: bool,
 }
 
 impl Log {
@@ -35,7 +34,6 @@ impl Log {
     fn deliver(&self, asked: u64, at: (i64, i64), member: &str) {
         if let Some(acked) = self.acked.lock().unwrap().get(&at)
             && *acked < asked
-            && !self.forgives_repeats
         {
             self.wrong.lock().unwrap().push(format!("{member} got {at:?}, which was acked before"));
         }
@@ -209,13 +207,50 @@ fn members_come_and_go_under_the_eager_protocol() {
 
 #[test]
 fn members_come_and_go_under_the_cooperative_protocol() {
-    // The mock cluster refuses those commits here, too: acks of a whole round may be lost with their partition. That nothing
-    // acked comes again is asked of a real Kafka, by the loss cases of e2e/.
+    // The mock cluster refuses those commits here, too; the next owner knows what is owed to the group.
     let kafka = Kafka::with(&[("t", PARTITIONS as i32)]);
-    let log = Log { forgives_repeats: true, ..Log::default() };
     let options =
         r#"{"session.timeout.ms":3000,"partition.assignment.strategy":"cooperative-sticky"}"#;
-    check_on(&kafka, &Karrow::start(&kafka), options, 4, 8000, log);
+    check_on(&kafka, &Karrow::start(&kafka), options, 4, 8000, Log::default());
+}
+
+/// A member that its group has given up may not commit any more; what it had acked does not come again all the same.
+#[test]
+fn acks_outlive_a_member_that_was_given_up() {
+    for (options, who) in [
+        (r#"{"session.timeout.ms":2000,"partition.assignment.strategy":"range"}"#, "g:one"),
+        (
+            r#"{"session.timeout.ms":2000,"partition.assignment.strategy":"cooperative-sticky"}"#,
+            "g:one",
+        ),
+        (r#"{"session.timeout.ms":2000,"partition.assignment.strategy":"range"}"#, "g:two"),
+    ] {
+        let kafka = Kafka::with(&[("t", 1)]);
+        kafka.put_all("t", 0, (0..5).map(|n| n.to_string()));
+        let karrow = Karrow::start(&kafka);
+        let key = format!("topics:t:{options}");
+        let mut one = karrow.named("g:one");
+        for offset in 0..4 {
+            assert_eq!(
+                one.call(&["BLPOP", &key, "30"]).message().expect("a message").offset,
+                offset
+            );
+        }
+        kafka.fail(OFFSET_COMMIT, &[Code::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID; 20]);
+        assert_eq!(one.call(&["RPUSH", "acks", "t:0:1"]).int(), 1);
+        karrow.await_metric("karrow_rebalances_total{kind=\"lost\"}", |lost| lost >= 1.0);
+        kafka.heal(OFFSET_COMMIT);
+        let next = if who == "g:one" {
+            one.call(&["BLPOP", &key, "30"])
+        } else {
+            one.say("QUIT");
+            karrow.named(who).call(&["BLPOP", &key, "30"])
+        };
+        assert_eq!(next.message().expect("a message").offset, 2, "{who} {options}");
+        eventually("the ack to be committed", || {
+            (kafka.committed("g", "t", 0) == Some(2)).then_some(())
+        });
+    }
 }
 
 /// A partition that went away takes its acks and its prefetched messages with it; one that stays keeps both.

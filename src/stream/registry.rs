@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 
+use super::owed::OwedCommits;
 use super::session::{Session, SessionName, SessionView};
 use crate::config::KafkaOptions;
 use crate::error::{Error, ErrorKind, Result};
@@ -19,6 +20,7 @@ use crate::metrics::Metrics;
 pub struct Registry {
     options: KafkaOptions,
     metrics: Arc<Metrics>,
+    owed: Arc<OwedCommits>,
     names: Mutex<HashMap<Arc<str>, Entry>>,
 }
 
@@ -40,7 +42,7 @@ pub struct Lease {
 impl Registry {
     /// An empty registry whose sessions take `options` (the configuration's consumer section).
     pub fn new(options: KafkaOptions, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { options, metrics, names: Mutex::default() })
+        Arc::new(Self { options, metrics, owed: Arc::default(), names: Mutex::default() })
     }
 
     /// The session that has this name now.
@@ -98,7 +100,7 @@ impl Registry {
                 format!("id {} is already taken", name.full()),
             ));
         }
-        let session = Session::new(name, topics, options, self.metrics.clone());
+        let session = Session::new(name, topics, options, self.owed.clone(), self.metrics.clone());
         entry.session = Some(session.clone());
         Ok(Lease { registry: self.clone(), session, runtime })
     }

@@ -20,6 +20,7 @@ pub use state::Room;
 use state::{Moved, OTHERS_MAX, Phase, State};
 
 use super::acks::{Ack, Position};
+use super::owed::OwedCommits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::Partition;
 use crate::kafka::consumer::{Fetched, GroupConsumer};
@@ -85,6 +86,7 @@ pub struct Session {
     name: SessionName,
     topics: Vec<Arc<str>>,
     options: ConsumerOptions,
+    owed: Arc<OwedCommits>,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
     /// How many partitions its topics had when it began, where that matters; `None` where nobody could say.
@@ -108,12 +110,14 @@ impl Session {
         name: SessionName,
         topics: Vec<Arc<str>>,
         options: ConsumerOptions,
+        owed: Arc<OwedCommits>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
             topics,
             options,
+            owed,
             metrics,
             state: Mutex::default(),
             known: OnceLock::new(),

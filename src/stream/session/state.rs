@@ -236,8 +236,10 @@ impl State {
         true
     }
 
-    pub(super) fn revoke(&mut self, partitions: &[Partition]) {
+    /// Forgets `partitions`; returns those whose acks are not known to be committed.
+    pub(super) fn revoke(&mut self, partitions: &[Partition]) -> Vec<Partition> {
         self.generation += 1;
+        let before = self.uncommitted();
         let gone = |topic: &str, number: i32| {
             partitions.iter().any(|gone| gone.partition == number && *gone.topic == *topic)
         };
@@ -246,6 +248,7 @@ impl State {
             Fetched::Record(record) => !gone(record.topic(), record.partition()),
             Fetched::Failed(_) => true,
         });
+        before.into_iter().filter(|it| gone(&it.topic, it.partition)).collect()
     }
 
     /// Positions that were acked and are not known to be committed.

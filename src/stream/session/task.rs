@@ -70,6 +70,7 @@ impl Session {
             state.clear();
             std::mem::take(&mut state.farewell)
         };
+        self.owed.owe(self.name.group(), &farewell);
         let (closed, deadline) = (consumer.clone(), self.options.session_timeout);
         let closing = tokio::task::spawn_blocking(move || {
             let mut commits = commit_before_leaving(&closed, farewell);
@@ -112,8 +113,9 @@ impl Session {
                         Err(error) => return Some(End::Fatal(error)),
                     },
                 };
-                tracing::debug!(%name, ?partitions, "assigned");
-                if let Err(error) = self.assign(consumer, &partitions) {
+                let (partitions, owed) = self.behind_owed(consumer, partitions).await;
+                tracing::debug!(%name, ?partitions, ?owed, "assigned");
+                if let Err(error) = self.assign(consumer, &partitions, &owed) {
                     tracing::warn!(%name, %error, "assign");
                     return Some(End::Rejoin);
                 }
@@ -124,7 +126,8 @@ impl Session {
                 self.metrics.rebalances.with_label_values(&[kind]).inc();
                 tracing::debug!(%name, ?partitions, lost, "revoked");
                 let mut state = self.state.lock();
-                state.revoke(&partitions);
+                // Settled by the commit that comes with the next line, unless it fails, or they are lost.
+                self.owed.owe(self.name.group(), &state.revoke(&partitions));
                 // Eager protocols take all away before they give; the others say what changes.
                 state.is_settled &= consumer.is_cooperative();
                 if let Err(error) = consumer.unassign(&partitions) {
@@ -209,6 +212,7 @@ impl Session {
             Ok(partitions) => partitions,
             Err(error) => return self.log_once("commit", &error),
         };
+        self.owed.settle(self.name.group(), &partitions);
         let mut state = self.state.lock();
         for partition in &partitions {
             if let Some(index) = state.find(&partition.topic, partition.partition)
@@ -232,7 +236,13 @@ impl Session {
         }
     }
 
-    fn assign(&self, consumer: &GroupConsumer, partitions: &[Partition]) -> Result<()> {
+    /// `owed` are those of `partitions` that begin behind acks which are still to be committed.
+    fn assign(
+        &self,
+        consumer: &GroupConsumer,
+        partitions: &[Partition],
+        owed: &[Partition],
+    ) -> Result<()> {
         let mut state = self.state.lock();
         if state.queue.is_none() {
             return Ok(()); // Closing; the task is told next.
@@ -257,9 +267,60 @@ impl Session {
         state.is_settled = true;
         // Under the lock, so that no message comes from a partition that is not in the table.
         consumer.assign(partitions)?;
+        if !owed.is_empty() {
+            consumer.store(owed)?;
+            for partition in owed {
+                if let Some(index) = state.find(&partition.topic, partition.partition)
+                    && let Some(assigned) = state.partitions.get_mut(index)
+                {
+                    assigned.position.acked = partition.offset;
+                }
+            }
+            state.uncommitted_since = Some(Instant::now());
+        }
         drop(state);
         self.ready.notify_one();
         Ok(())
+    }
+
+    /// Lets those of `partitions` that the group would begin before acks which it was never told of begin behind them;
+    /// returns them once more, see [`OwedCommits`](crate::stream::owed::OwedCommits).
+    async fn behind_owed(
+        &self,
+        consumer: &Arc<GroupConsumer>,
+        mut partitions: Vec<Partition>,
+    ) -> (Vec<Partition>, Vec<Partition>) {
+        let mut owed = self.owed.of(self.name.group(), &partitions);
+        if owed.is_empty() {
+            return (partitions, owed);
+        }
+        let (asked, wanted) = (consumer.clone(), owed.clone());
+        let ask = move || asked.committed(&wanted, RESOLVE_TIMEOUT);
+        let found = match tokio::task::spawn_blocking(ask).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                // Then they come again, as after a crash.
+                self.log_once("cannot tell what is committed", &error);
+                return (partitions, Vec::new());
+            }
+            Err(error) => {
+                tracing::error!(%error, "owed commits");
+                return (partitions, Vec::new());
+            }
+        };
+        self.owed.settle(self.name.group(), &found);
+        owed.retain(|owed| {
+            let is_it =
+                |it: &&mut Partition| it.topic == owed.topic && it.partition == owed.partition;
+            let is_behind = found.iter().any(|found| {
+                found.topic == owed.topic
+                    && found.partition == owed.partition
+                    && found.offset < owed.offset
+            });
+            let begins = partitions.iter_mut().find(is_it).filter(|_| is_behind);
+            begins.map(|it| it.offset = owed.offset).is_some()
+        });
+        (partitions, owed)
     }
 
     /// Gives each of `partitions` that the group has no commit for a start, and commits it: with

@@ -58,6 +58,8 @@ pub struct Metrics {
     pub decode_seconds: HistogramVec,
     /// Reasons for rows with an `error`, by topic and reason.
     pub bad_rows: IntCounterVec,
+    /// Records that could not be decoded, by their topic and whether `<topic>.dlq` has them (`stored`, `refused`).
+    pub dead_letters: IntCounterVec,
     /// Values that became text because a limit left no column of their own, by topic.
     pub overflow_values: IntCounterVec,
     /// Questions for schemas of the registry by outcome (`hit`, `miss`).
@@ -170,6 +172,11 @@ impl Metrics {
                 "karrow_bad_rows_total",
                 "Reasons for rows that could not be decoded.",
                 &["topic", "reason"],
+            )?,
+            dead_letters: make.counters(
+                "karrow_dead_letters_total",
+                "Records that could not be decoded, on their way to the dead letters of their topic.",
+                &["topic", "outcome"],
             )?,
             overflow_values: make.counters(
                 "karrow_overflow_values_total",

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
-    StructArray, TimestampMillisecondArray,
+    Array, ArrayRef, BinaryArray, Float64Array, Int32Array, Int64Array, LargeListArray,
+    RecordBatch, StringArray, StructArray, TimestampMillisecondArray,
 };
+use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
-use crate::support::kafka::Code;
+use crate::support::kafka::{Code, PRODUCE};
 use crate::support::registry::Registry;
 use crate::support::{Client, Kafka, Karrow, Reply, eventually};
 
@@ -271,6 +272,19 @@ fn only_the_columns_that_are_asked_for() {
             "b",
             "{c: x}",
         ),
+        // Neither a payload that nobody asked for, nor fields beside the one that was.
+        (
+            r#"{"karrow.layout":"flat","karrow.columns":["_offset"]}"#,
+            vec!["_offset"],
+            "_offset",
+            "0",
+        ),
+        (
+            r#"{"karrow.layout":"flat","karrow.columns":["_offset","payload","a"]}"#,
+            vec!["_offset", "a"],
+            "a",
+            "1",
+        ),
         (
             r#"{"karrow.ipc.compression":"lz4","karrow.columns":"payload"}"#,
             vec!["payload"],
@@ -409,6 +423,40 @@ fn dead_letters_are_stored_before_the_batch_is_answered() {
     assert!(headers.contains(&why), "{headers}");
 }
 
+/// What will never be stored must not stop its topic: its bytes are in the row.
+#[test]
+fn a_record_that_cannot_be_a_dead_letter_is_handed_out() {
+    let kafka = Kafka::with(&[("t", 1), ("t.dlq", 1)]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("librdkafka.json");
+    std::fs::write(&file, r#"{"producer":{"message.max.bytes":2000}}"#).expect("written");
+    let file = file.to_str().expect("UTF-8").to_owned();
+    let arguments = ["--on-bad-record", "dead-letter", "-c", &file];
+    let karrow = Karrow::with(&kafka, &arguments, |_| {});
+    let mut client = karrow.named("g:n");
+    // Its own producer says that it is too large.
+    let large = format!("oops{}", "s".repeat(1990));
+    kafka.put_all("t", 0, ["oops", &large, r#"{"a":1}"#]);
+    let key =
+        r#"arrow:t:{"karrow.format":"json","karrow.batch.rows":3,"karrow.batch.wait.ms":30000}"#;
+    let batch = pop(&mut client, key);
+    assert_eq!(shown(&batch, "payload"), ["null", "null", "{a: 1}"]);
+    // Sent together with one that is refused, it may be there twice.
+    let stored = kafka.values("t.dlq", 0);
+    assert!(!stored.is_empty() && stored.iter().all(|value| value == b"oops"));
+    let letters = |outcome: &str| {
+        karrow.metric(&format!("karrow_dead_letters_total{{outcome=\"{outcome}\",topic=\"t\"}}"))
+    };
+    assert_eq!((letters("stored"), letters("refused")), (1.0, 1.0));
+    // The broker says it, of all that came in one request.
+    kafka.put_all("t", 0, ["bad", "worse", r#"{"a":2}"#]);
+    kafka.fail(PRODUCE, &[Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE; 3]);
+    let batch = pop(&mut client, key);
+    assert_eq!(shown(&batch, "payload"), ["null", "null", "{a: 2}"]);
+    eventually("a letter to be refused", || (letters("refused") >= 2.0).then_some(()));
+    assert_eq!(letters("stored") + letters("refused"), 4.0);
+}
+
 #[test]
 fn without_a_place_for_dead_letters_nothing_is_handed_out() {
     let kafka = Kafka::with(&[("t", 1), ("t.dlq", 1)]);
@@ -485,6 +533,53 @@ fn rows_become_messages() {
     let stream = stream.into_inner().expect("finished");
     assert_eq!(client.call(&[b"RPUSH".as_slice(), b"arrow:raw", &stream]).int(), 3);
     assert_eq!(kafka.records("raw", 1)[3..], stored);
+}
+
+/// As polars writes lists.
+#[test]
+fn headers_may_be_a_large_list() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let karrow = Karrow::start(&kafka);
+    let pairs = StructArray::from(vec![
+        (
+            Arc::new(Field::new("key", DataType::Utf8, true)),
+            Arc::new(StringArray::from(vec!["a", "b", "c"])) as ArrayRef,
+        ),
+        (
+            Arc::new(Field::new("value", DataType::Binary, true)),
+            Arc::new(BinaryArray::from(vec![Some(b"1".as_slice()), None, Some(b"")])),
+        ),
+    ]);
+    let item = Arc::new(Field::new("item", pairs.data_type().clone(), true));
+    let offsets = OffsetBuffer::from_lengths([2, 0, 1]);
+    let headers = LargeListArray::new(item, offsets, Arc::new(pairs), None);
+    let stream = stream_of(vec![
+        ("payload", Arc::new(StringArray::from(vec!["x", "y", "z"])) as ArrayRef),
+        ("headers", Arc::new(headers)),
+    ]);
+    assert_eq!(karrow.connect().call(&[b"RPUSH".as_slice(), b"arrow:t", &stream]).int(), 3);
+    let key = r#"arrow:t:{"karrow.batch.rows":3,"karrow.batch.wait.ms":30000}"#;
+    let batch = pop(&mut karrow.named("g:n"), key);
+    assert_eq!(
+        shown(&batch, "headers"),
+        ["[{key: a, value: 31}, {key: b, value: null}]", "[]", "[{key: c, value: }]"]
+    );
+}
+
+/// A batch counts headers as the bytes that they are.
+#[test]
+fn headers_count_for_a_batch() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let value = vec![b'h'; 1000];
+    for _ in 0..4 {
+        kafka.put_full("t", None, Some(b"x"), &[(b"h".as_slice(), Some(value.as_slice()))], 1);
+    }
+    let karrow = Karrow::start(&kafka);
+    let mut client = karrow.named("g:n");
+    let key = r#"arrow:t:{"karrow.batch.bytes":2100,"karrow.batch.wait.ms":30000}"#;
+    for _ in 0..2 {
+        assert_eq!(pop(&mut client, key).num_rows(), 2);
+    }
 }
 
 #[test]

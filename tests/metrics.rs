@@ -17,10 +17,12 @@ fn names() -> BTreeSet<String> {
 
 #[test]
 fn every_metric_moves() {
-    let kafka = Kafka::with(&[("t", 1), ("p", 1), ("stuck", 1), ("j", 1)]);
+    let kafka = Kafka::with(&[("t", 1), ("p", 1), ("stuck", 1), ("j", 1), ("j.dlq", 1)]);
     kafka.put_all("t", 0, ["one", "three", "five"]);
     let registry = Registry::start();
-    let flags = ["--max-clients", "6", "--json-fields", "1", "--schema-registry", &registry.url()];
+    let url = registry.url();
+    let mut flags = vec!["--max-clients", "6", "--json-fields", "1", "--schema-registry", &url];
+    flags.extend(["--on-bad-record", "dead-letter"]);
     let karrow = Karrow::with(&kafka, &flags, |_| {});
     let before = karrow.metrics();
     let mut moved = BTreeSet::new();
@@ -113,6 +115,7 @@ fn every_metric_moves() {
     assert_eq!(labelled("karrow_decoded_bytes_total", json), 40.0);
     assert_eq!(labelled("karrow_decode_seconds_count", "format=\"json\""), 1.0);
     assert_eq!(labelled("karrow_bad_rows_total", "reason=\"truncated\",topic=\"j\""), 1.0);
+    assert_eq!(labelled("karrow_dead_letters_total", "outcome=\"stored\",topic=\"j\""), 1.0);
     assert_eq!(labelled("karrow_overflow_values_total", "topic=\"j\""), 1.0);
     columns.say("QUIT");
 

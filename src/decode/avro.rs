@@ -438,7 +438,7 @@ impl<'a> Recent<'a> {
 }
 
 impl Decoder for AvroDecoder {
-    fn reads_headers(&self) -> bool {
+    fn reads_schemas(&self) -> bool {
         true
     }
 

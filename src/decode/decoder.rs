@@ -46,8 +46,8 @@ pub trait Decoder: Send {
         Vec::new()
     }
 
-    /// Whether values may name their schema in a header.
-    fn reads_headers(&self) -> bool {
+    /// Whether values may name their schema, in their first bytes or in a header.
+    fn reads_schemas(&self) -> bool {
         false
     }
 

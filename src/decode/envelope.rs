@@ -108,7 +108,9 @@ impl RecordDecoder {
             (Side::Payload, Layout::Flat) if projection.field("payload").is_some() => {
                 Some(Projection::All)
             }
-            (Side::Payload, Layout::Flat) => Some(projection.renamed(field_of_column)),
+            (Side::Payload, Layout::Flat) => {
+                Some(projection.renamed(field_of_column)).filter(|fields| !fields.is_nothing())
+            }
         }
     }
 
@@ -116,8 +118,8 @@ impl RecordDecoder {
     pub fn wants_headers(&self) -> bool {
         self.wants("headers")
             || self.wants("error")
-            || self.key.reads_headers()
-            || self.payload.reads_headers()
+            || self.key.reads_schemas()
+            || self.payload.reads_schemas()
     }
 
     fn wants(&self, column: &str) -> bool {
@@ -187,13 +189,18 @@ impl RecordDecoder {
         match (layout, payload) {
             (_, None) => {}
             (Layout::Struct, Some(payload)) => add("payload", payload, true),
-            (Layout::Flat, Some(payload)) => match payload.as_any().downcast_ref::<StructArray>() {
-                Some(payload) => columns.extend(lifted(payload)),
-                None => {
-                    let field = Field::new("payload", payload.data_type().clone(), true);
-                    columns.push((Arc::new(field), payload));
-                }
-            },
+            (Layout::Flat, Some(payload)) => {
+                let lifted = match payload.as_any().downcast_ref::<StructArray>() {
+                    Some(payload) => lifted(payload),
+                    None => {
+                        let field = Field::new("payload", payload.data_type().clone(), true);
+                        vec![(Arc::new(field), payload)]
+                    }
+                };
+                let is_wanted =
+                    |(field, _): &(FieldRef, _)| self.projection.field(field.name()).is_some();
+                columns.extend(lifted.into_iter().filter(is_wanted));
+            }
         }
         if let Some(starts) = starts {
             // Keys and headers were looked at row by row.
@@ -227,8 +234,12 @@ impl RecordDecoder {
                 records.iter().map(|record| value(record, side)).collect();
             decoder.unfetched(&values)
         };
-        let mut keys = of(&*self.payload, Side::Payload);
-        keys.extend(of(&*self.key, Side::Key));
+        let mut keys = Vec::new();
+        for (decoder, side) in [(&*self.payload, Side::Payload), (&*self.key, Side::Key)] {
+            if decoder.reads_schemas() {
+                keys.extend(of(decoder, side));
+            }
+        }
         keys
     }
 }

@@ -343,9 +343,9 @@ fn samples<'a>(values: &[Option<Value<'a>>]) -> Vec<Value<'a>> {
 }
 
 impl Decoder for AutoDecoder {
-    fn reads_headers(&self) -> bool {
+    fn reads_schemas(&self) -> bool {
         match &self.decoder {
-            Some(decoder) => decoder.reads_headers(),
+            Some(decoder) => decoder.reads_schemas(),
             None => self.side.schemas.is_some(),
         }
     }

@@ -16,9 +16,14 @@ impl Projection {
     /// From names as a user writes them: dots lead into structs, and a name without them means all of a column. No names
     /// mean everything.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        Self::of_paths(names.into_iter().map(|name| name.split('.').collect()))
+    }
+
+    /// The same from the names on the way to each field, which may have dots.
+    pub fn of_paths<'a>(paths: impl IntoIterator<Item = Vec<&'a str>>) -> Self {
         let mut projection = Self::Fields(HashMap::new());
-        for name in names {
-            projection.add(name);
+        for path in paths {
+            projection.add(&path);
         }
         match projection {
             Self::Fields(fields) if fields.is_empty() => Self::All,
@@ -26,15 +31,16 @@ impl Projection {
         }
     }
 
-    fn add(&mut self, name: &str) {
+    fn add(&mut self, path: &[&str]) {
         let Self::Fields(fields) = self else { return };
-        match name.split_once('.') {
-            None => {
-                fields.insert(name.into(), Self::All);
+        match path {
+            [] => {}
+            [name] => {
+                fields.insert((*name).into(), Self::All);
             }
-            Some((first, rest)) => {
+            [first, rest @ ..] => {
                 fields
-                    .entry(first.into())
+                    .entry((*first).into())
                     .or_insert_with(|| Self::Fields(HashMap::new()))
                     .add(rest);
             }
@@ -44,6 +50,11 @@ impl Projection {
     /// No field at all.
     pub fn nothing() -> Self {
         Self::Fields(HashMap::new())
+    }
+
+    /// Whether it wants no field.
+    pub fn is_nothing(&self) -> bool {
+        matches!(self, Self::Fields(fields) if fields.is_empty())
     }
 
     /// The same with other names, or none, for its fields.
@@ -91,5 +102,7 @@ mod tests {
         assert!(payload.field("who").expect("wanted").field("name").is_some());
         assert!(wanted.field("key").expect("wanted").is_all(), "all of a column stays all of it");
         assert!(Projection::new([]).field("anything").is_some());
+        let dotted = Projection::of_paths([vec!["payload", "a.b"]]);
+        assert!(dotted.field("payload").expect("wanted").field("a.b").is_some());
     }
 }

@@ -397,7 +397,7 @@ impl ProtobufDecoder {
 }
 
 impl Decoder for ProtobufDecoder {
-    fn reads_headers(&self) -> bool {
+    fn reads_schemas(&self) -> bool {
         true
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StructArray};
+use arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait, RecordBatch, StructArray};
 use arrow::compute::cast;
 use arrow::datatypes::{
     DataType, Field, Float64Type, Int32Type, Int64Type, TimeUnit, TimestampMillisecondType,
@@ -30,7 +30,8 @@ pub struct Rows {
 
 struct Headers {
     nulls: Option<arrow::buffer::NullBuffer>,
-    offsets: arrow::buffer::OffsetBuffer<i32>,
+    /// Where those of a row begin, and after the last one where they end.
+    offsets: Vec<usize>,
     names: ArrayRef,
     values: ArrayRef,
 }
@@ -175,9 +176,7 @@ impl Headers {
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
             return Ok(Vec::new());
         }
-        let place = |row: usize| {
-            self.offsets.get(row).and_then(|at| usize::try_from(*at).ok()).unwrap_or(0)
-        };
+        let place = |row: usize| self.offsets.get(row).copied().unwrap_or(0);
         (place(row)..place(row + 1))
             .map(|at| {
                 let name = value(&self.names, at).ok_or("a header without a name")?;
@@ -288,6 +287,10 @@ fn partitions(array: &ArrayRef) -> Result<ArrayRef> {
         .map_err(|error| Error::invalid(format!("partition: {error}")))
 }
 
+fn places<O: OffsetSizeTrait>(offsets: &[O]) -> Vec<usize> {
+    offsets.iter().map(|offset| offset.as_usize()).collect()
+}
+
 fn headers(array: &ArrayRef) -> Result<Headers> {
     let wrong = || {
         Error::invalid(format!(
@@ -299,13 +302,18 @@ fn headers(array: &ArrayRef) -> Result<Headers> {
         DataType::List(_) => {
             let list = array.as_list::<i32>();
             let entries = list.values().as_struct_opt().ok_or_else(wrong)?;
-            (list.offsets().clone(), entries.clone())
+            (places(list.offsets()), entries.clone())
         }
-        DataType::Map(..) => (array.as_map().offsets().clone(), array.as_map().entries().clone()),
+        DataType::LargeList(_) => {
+            let list = array.as_list::<i64>();
+            let entries = list.values().as_struct_opt().ok_or_else(wrong)?;
+            (places(list.offsets()), entries.clone())
+        }
+        DataType::Map(..) => (places(array.as_map().offsets()), array.as_map().entries().clone()),
         DataType::Null => {
             return Ok(Headers {
                 nulls: Some(arrow::buffer::NullBuffer::new_null(array.len())),
-                offsets: arrow::buffer::OffsetBuffer::new_zeroed(array.len()),
+                offsets: Vec::new(),
                 names: arrow::array::new_empty_array(&DataType::Binary),
                 values: arrow::array::new_empty_array(&DataType::Binary),
             });

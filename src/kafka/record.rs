@@ -120,31 +120,65 @@ impl Record {
         unsafe { self.parse_headers() }
     }
 
+    /// Bytes of key, headers and payload. Takes `&mut self` as [`headers`](Self::headers) does.
+    pub fn size(&mut self) -> usize {
+        // SAFETY: exclusively ours during the call.
+        let headers = unsafe { headers_size(self.message.as_ptr()) };
+        headers + self.key().map_or(0, <[u8]>::len) + self.payload().map_or(0, <[u8]>::len)
+    }
+
     /// # Safety
     /// Nobody else uses the record during the call.
     unsafe fn parse_headers(&self) -> Vec<(&[u8], Option<&[u8]>)> {
-        let mut list = ptr::null_mut();
-        // SAFETY: the message is alive and exclusively ours during the call.
-        let code = unsafe { sys::rd_kafka_message_headers(self.message.as_ptr(), &raw mut list) };
-        if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Vec::new();
-        }
         let mut headers = Vec::new();
-        let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
-        // SAFETY: names and values live as long as the message; the index ends at the first error.
-        unsafe {
-            while sys::rd_kafka_header_get_all(
-                list,
-                headers.len(),
-                &raw mut name,
-                &raw mut value,
-                &raw mut size,
-            ) == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
-            {
-                headers.push((CStr::from_ptr(name).to_bytes(), bytes_of(value, size)));
-            }
-        }
+        // SAFETY: the message is alive as long as `self`, and exclusively ours during the call.
+        unsafe { each_header(self.message.as_ptr(), |name, value| headers.push((name, value))) };
         headers
+    }
+}
+
+/// Bytes of the names and values of a message's headers.
+///
+/// # Safety
+/// The message is alive, and nobody else uses it during the call.
+pub(super) unsafe fn headers_size(message: *const sys::rd_kafka_message_t) -> usize {
+    let mut size = 0;
+    // SAFETY: the caller's promise.
+    unsafe {
+        each_header(message, |name, value| size += name.len() + value.map_or(0, <[u8]>::len));
+    }
+    size
+}
+
+/// Shows `look` each header in order.
+///
+/// # Safety
+/// The message lives as long as `'a`, and nobody else uses it during the call, in which librdkafka parses its headers.
+unsafe fn each_header<'a>(
+    message: *const sys::rd_kafka_message_t,
+    mut look: impl FnMut(&'a [u8], Option<&'a [u8]>),
+) {
+    let mut list = ptr::null_mut();
+    // SAFETY: the caller's promise.
+    let code = unsafe { sys::rd_kafka_message_headers(message, &raw mut list) };
+    if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return;
+    }
+    let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
+    // SAFETY: names and values live as long as the message; the index ends at the first error.
+    unsafe {
+        let mut index = 0;
+        while sys::rd_kafka_header_get_all(
+            list,
+            index,
+            &raw mut name,
+            &raw mut value,
+            &raw mut size,
+        ) == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+        {
+            look(CStr::from_ptr(name).to_bytes(), bytes_of(value, size));
+            index += 1;
+        }
     }
 }
 

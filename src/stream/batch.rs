@@ -33,7 +33,7 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 pub struct BatchOptions {
     /// Most records.
     pub rows_max: usize,
-    /// Most bytes of keys and payloads, as Kafka has them; one record may be larger.
+    /// Most bytes of keys, headers and payloads, as Kafka has them; one record may be larger.
     pub bytes_max: usize,
     /// How long to wait for more, once there is a record.
     pub wait: Duration,
@@ -134,16 +134,25 @@ impl BatchOptions {
     }
 }
 
-/// A list of names, or one text with commas between them.
+/// A list of names, or one text with commas between them. Dots lead into structs; where a field's own name has some, a list
+/// of the names on the way to it is one name.
 fn columns(value: &Value) -> Option<Projection> {
-    let names: Vec<&str> = match value {
-        Value::String(names) => names.split(',').map(str::trim).collect(),
-        Value::Array(names) => names.iter().map(Value::as_str).collect::<Option<_>>()?,
+    fn path(name: &Value) -> Option<Vec<&str>> {
+        match name {
+            Value::String(name) => Some(name.split('.').collect()),
+            Value::Array(path) => path.iter().map(Value::as_str).collect(),
+            _ => None,
+        }
+    }
+    let paths: Vec<Vec<&str>> = match value {
+        Value::String(names) => {
+            names.split(',').map(|name| name.trim().split('.').collect()).collect()
+        }
+        Value::Array(names) => names.iter().map(path).collect::<Option<_>>()?,
         _ => return None,
     };
-    let are_names =
-        !names.is_empty() && names.iter().all(|name| !name.split('.').any(str::is_empty));
-    are_names.then(|| Projection::new(names))
+    let are_names = |path: &Vec<&str>| !path.is_empty() && !path.contains(&"");
+    (!paths.is_empty() && paths.iter().all(are_names)).then(|| Projection::of_paths(paths))
 }
 
 /// A stream of one batch, in parts that lie one after the other. `acks` become the schema's metadata `karrow.acks`, in
@@ -191,6 +200,10 @@ mod tests {
         .expect("all of them are right");
         assert_eq!((options.rows_max, options.layout, rest), (10, Layout::Flat, 1));
         assert_eq!(options.format, Some(Format::Json));
+        let (options, _) =
+            ask(r#"{"karrow.columns":["offset",["payload","a.b"]]}"#).expect("names");
+        let payload = options.projection.field("payload").expect("wanted");
+        assert!(payload.field("a.b").is_some() && payload.field("a").is_none());
         for (text, why) in [
             (
                 r#"{"karrow.batch.rows":0}"#,
@@ -205,6 +218,7 @@ mod tests {
                 "karrow.batch.wait.ms: 1000000000.0 is not a time in milliseconds, 0 to 60000",
             ),
             (r#"{"karrow.columns":""}"#, r#"karrow.columns: "" is not a list of column names"#),
+            (r#"{"karrow.columns":[[]]}"#, "karrow.columns: [[]] is not a list of column names"),
             (
                 r#"{"karrow.columns":["a..b"]}"#,
                 r#"karrow.columns: ["a..b"] is not a list of column names"#,

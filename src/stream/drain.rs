@@ -86,7 +86,7 @@ impl Drain {
         producer: Arc<Producer>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let letters = Letters::new(producer);
+        let letters = Letters::new(producer, metrics.clone());
         let topics = HashMap::new();
         Self { formats, options, metrics, topics, gathered: None, held: None, letters, last: None }
     }

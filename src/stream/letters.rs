@@ -1,18 +1,31 @@
 //! Dead letters: records that could not be decoded, kept in `<topic>.dlq` as they were.
+//!
+//! A letter that no broker would ever take, being too large with its headers or having no legal topic, must not stop its
+//! topic for good: its row is handed out all the same, with the bytes in `error`, and the log says where it was.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
 use crate::decode::envelope::Bad;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::producer::{Account, Header, Message, Producer, SendError, Ticket};
 use crate::kafka::record::RecordView;
+use crate::metrics::Metrics;
+
+/// What the name of a topic of dead letters ends with.
+const SUFFIX: &str = ".dlq";
+
+/// Most bytes of the reason that a letter carries.
+const REASON_BYTES_MAX: usize = 4096;
 
 /// A record on its way to the dead letters of its topic.
 pub struct Letter {
     topic: String,
+    partition: i32,
+    offset: i64,
     key: Option<Vec<u8>>,
     payload: Option<Vec<u8>>,
     headers: Vec<Header>,
@@ -23,8 +36,18 @@ pub struct Letters {
     producer: Arc<Producer>,
     account: Arc<Account>,
     settled: Arc<Notify>,
-    /// Who waits for the letters that are under way, and how many were sent.
-    under_way: Option<(Arc<Ticket>, usize)>,
+    metrics: Arc<Metrics>,
+    run: Option<Run>,
+}
+
+/// Letters that are sent together, of all that are to be stored.
+struct Run {
+    ticket: Arc<Ticket>,
+    letters: Range<usize>,
+    /// Up to where they were sent.
+    sent: usize,
+    /// How many of them were given up.
+    refused: usize,
 }
 
 /// The letters of the bad records among `records`: their bytes and headers, and four headers more that say where each was
@@ -50,9 +73,14 @@ pub fn letters_of(topic: &str, bad: &[Bad], records: &[RecordView<'_>]) -> Vec<L
             headers.push(own("karrow.topic", topic.to_owned()));
             headers.push(own("karrow.partition", record.partition.to_string()));
             headers.push(own("karrow.offset", record.offset.to_string()));
-            headers.push(own("karrow.error", why.join("; ")));
+            let mut why = why.join("; ");
+            let end = (0..=REASON_BYTES_MAX).rev().find(|end| why.is_char_boundary(*end));
+            why.truncate(end.unwrap_or(0));
+            headers.push(own("karrow.error", why));
             Some(Letter {
-                topic: format!("{topic}.dlq"),
+                topic: format!("{topic}{SUFFIX}"),
+                partition: record.partition,
+                offset: record.offset,
                 key: record.key.map(<[u8]>::to_vec),
                 payload: record.payload.map(<[u8]>::to_vec),
                 headers,
@@ -61,61 +89,106 @@ pub fn letters_of(topic: &str, bad: &[Bad], records: &[RecordView<'_>]) -> Vec<L
         .collect()
 }
 
+impl Letter {
+    /// The topic of its record.
+    fn of(&self) -> &str {
+        self.topic.strip_suffix(SUFFIX).unwrap_or(&self.topic)
+    }
+}
+
 impl Letters {
     /// Stores by `producer`.
-    pub fn new(producer: Arc<Producer>) -> Self {
-        Self {
-            producer,
-            account: Arc::default(),
-            settled: Arc::new(Notify::new()),
-            under_way: None,
-        }
+    pub fn new(producer: Arc<Producer>, metrics: Arc<Metrics>) -> Self {
+        let settled = Arc::new(Notify::new());
+        Self { producer, account: Arc::default(), settled, metrics, run: None }
     }
 
-    /// Stores `letters`: `None` once all of them are. Until then, to be called again with the same ones after each change.
+    /// Stores `letters`: `None` once all of them are that can be. Until then, to be called again with the same ones after
+    /// each change.
     ///
     /// # Errors
     /// Some were not stored; the next call sends all of them again, for one too many is better than one lost.
     pub fn store(&mut self, letters: &[Letter]) -> Result<Option<BoxFuture<'static, ()>>> {
-        let Some(first) = letters.first() else { return Ok(None) };
-        let (ticket, mut sent) = self
-            .under_way
-            .take()
-            .unwrap_or_else(|| (Ticket::new(letters.len(), self.settled.clone()), 0));
-        let failed = |error: Error| {
-            Error::new(
-                error.kind(),
-                format!("dead letters to {}: {}", first.topic, error.message()),
-            )
+        let mut run = match self.run.take() {
+            Some(run) => run,
+            None => self.run_of(0..letters.len()),
         };
-        while let Some(letter) = letters.get(sent) {
-            let message = Message {
-                key: letter.key.as_deref(),
-                payload: letter.payload.as_deref(),
-                headers: &letter.headers,
-                ..Message::default()
-            };
-            let lane = self.producer.lane(&self.account, &letter.topic);
-            let outcome = lane
-                .and_then(|lane| self.producer.send(&lane.with_ticket(ticket.clone()), &message));
-            match outcome {
-                Ok(()) => sent += 1,
-                Err(SendError::Failed(error)) => return Err(failed(error)),
-                Err(SendError::Wait(mark)) => {
-                    self.under_way = Some((ticket, sent));
-                    let producer = self.producer.clone();
-                    return Ok(Some(Box::pin(async move { producer.room(mark).await })));
+        while let Some(first) = letters.get(run.letters.start) {
+            while run.sent < run.letters.end
+                && let Some(letter) = letters.get(run.sent)
+            {
+                match self.send(letter, &run.ticket) {
+                    Ok(()) => {}
+                    Err(SendError::Failed(error)) if error.kind() == ErrorKind::Invalid => {
+                        self.give_up(letter, &error);
+                        run.ticket.settle(1, None);
+                        run.refused += 1;
+                    }
+                    Err(SendError::Failed(error)) => return Err(failed(first, &error)),
+                    Err(SendError::Wait(mark)) => {
+                        self.run = Some(run);
+                        let producer = self.producer.clone();
+                        return Ok(Some(Box::pin(async move { producer.room(mark).await })));
+                    }
                 }
+                run.sent += 1;
             }
-        }
-        match ticket.outcome() {
-            Some(Ok(_)) => Ok(None),
-            Some(Err(error)) => Err(failed(error)),
-            None => {
-                self.under_way = Some((ticket, sent));
-                let settled = self.settled.clone();
-                Ok(Some(Box::pin(async move { settled.notified().await })))
+            let outcome = run.ticket.outcome();
+            if let Some(Ok(count)) = outcome {
+                let topic = first.of();
+                let stored = self.metrics.dead_letters.with_label_values(&[topic, "stored"]);
+                stored.inc_by(count.saturating_sub(run.refused) as u64);
             }
+            let next = match outcome {
+                None => {
+                    self.run = Some(run);
+                    let settled = self.settled.clone();
+                    return Ok(Some(Box::pin(async move { settled.notified().await })));
+                }
+                Some(Ok(_)) if run.letters.len() == 1 => run.letters.end..run.letters.end + 1,
+                Some(Ok(_)) => run.letters.end..letters.len(),
+                Some(Err(error)) if error.kind() != ErrorKind::Invalid => {
+                    return Err(failed(first, &error));
+                }
+                // One of them is refused for good, and nothing says which: from here on each goes alone.
+                Some(Err(_)) if run.letters.len() > 1 => run.letters.start..run.letters.start + 1,
+                Some(Err(error)) => {
+                    self.give_up(first, &error);
+                    run.letters.end..run.letters.end + 1
+                }
+            };
+            run = self.run_of(next);
         }
+        Ok(None)
     }
+
+    fn run_of(&self, letters: Range<usize>) -> Run {
+        let ticket = Ticket::new(letters.len(), self.settled.clone());
+        Run { ticket, sent: letters.start, refused: 0, letters }
+    }
+
+    fn send(&self, letter: &Letter, ticket: &Arc<Ticket>) -> Result<(), SendError> {
+        let message = Message {
+            key: letter.key.as_deref(),
+            payload: letter.payload.as_deref(),
+            headers: &letter.headers,
+            ..Message::default()
+        };
+        let lane = self.producer.lane(&self.account, &letter.topic)?;
+        self.producer.send(&lane.with_ticket(ticket.clone()), &message)
+    }
+
+    fn give_up(&self, letter: &Letter, error: &Error) {
+        let topic = letter.of();
+        self.metrics.dead_letters.with_label_values(&[topic, "refused"]).inc();
+        tracing::warn!(
+            record = %format_args!("{topic}:{}:{}", letter.partition, letter.offset),
+            %error,
+            "a bad record cannot be a dead letter"
+        );
+    }
+}
+
+fn failed(letter: &Letter, error: &Error) -> Error {
+    Error::new(error.kind(), format!("dead letters to {}: {}", letter.topic, error.message()))
 }

@@ -12,6 +12,7 @@ use super::topic::set_missing;
 use super::{Lane, Shared, failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::native::{Event, KafkaCode};
+use crate::kafka::record::headers_size;
 
 /// What a message costs in librdkafka beside its bytes; counted into the caps.
 pub(super) const MESSAGE_OVERHEAD_BYTES: usize = 128;
@@ -132,7 +133,9 @@ pub(super) fn settle_reports(shared: &Shared, event: &Event) {
             }
             if let Some(run) = &mut run {
                 run.count += 1;
-                run.bytes += message.len + message.key_len + MESSAGE_OVERHEAD_BYTES;
+                // SAFETY: as above, and reports are served by one thread.
+                let headers = unsafe { headers_size(message) };
+                run.bytes += message.len + message.key_len + headers + MESSAGE_OVERHEAD_BYTES;
             }
         }
         if let Some(run) = run {
@@ -192,10 +195,6 @@ pub(super) fn settle(
     if let Some(ticket) = &lane.ticket {
         ticket.settle(count, error);
     }
-}
-
-pub(super) fn message_size(key: Option<&[u8]>, payload: Option<&[u8]>) -> usize {
-    key.map_or(0, <[u8]>::len) + payload.map_or(0, <[u8]>::len) + MESSAGE_OVERHEAD_BYTES
 }
 
 #[cfg(test)]

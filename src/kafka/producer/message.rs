@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rdkafka_sys as sys;
 
-use super::books::message_size;
+use super::books::MESSAGE_OVERHEAD_BYTES;
 use super::{Lane, Shared};
 use crate::error::Result;
 use crate::kafka::native::{KafkaCode, c_string};
@@ -33,9 +33,12 @@ pub struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// What it counts for in the caps. Reports give back the same: they do not know headers.
+    /// What it counts for in the caps. Its report gives back the same.
     pub(super) fn size(&self) -> usize {
-        message_size(self.key, self.payload)
+        let len = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        let header = |(name, value): &Header| name.len() + len(value.as_deref());
+        let headers: usize = self.headers.iter().map(header).sum();
+        len(self.key) + headers + len(self.payload) + MESSAGE_OVERHEAD_BYTES
     }
 }
 

@@ -28,7 +28,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// For so many records, with so many bytes of keys and payloads.
+    /// For so many records, with so many bytes of keys, headers and payloads.
     pub fn new(records: usize, bytes: usize) -> Self {
         Self { records, bytes, is_empty: true, is_full: records == 0, generation: 0 }
     }
@@ -39,8 +39,8 @@ impl Room {
     }
 
     /// Takes a record, if it fits; the first one always does.
-    fn take(&mut self, record: &Record) -> bool {
-        let size = record.payload().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len);
+    fn take(&mut self, record: &mut Record) -> bool {
+        let size = record.size();
         if self.is_full || (size > self.bytes && !self.is_empty) {
             self.is_full = true;
             return false;
@@ -183,12 +183,12 @@ impl State {
                 Fetched::Record(record) if is_other(&record) => {
                     others.push_back(Fetched::Record(record));
                 }
-                Fetched::Record(record) if !room.take(&record) => {
-                    self.buffer.push_front(Fetched::Record(record));
-                    moved = Moved::Enough;
-                    break;
-                }
-                Fetched::Record(record) => {
+                Fetched::Record(mut record) => {
+                    if !room.take(&mut record) {
+                        self.buffer.push_front(Fetched::Record(record));
+                        moved = Moved::Enough;
+                        break;
+                    }
                     if self.deliver(&record) {
                         out.push(record);
                     }

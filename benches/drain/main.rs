@@ -88,7 +88,12 @@ fn measure(dir: &Path, rounds: usize) -> Result<()> {
     println!(
         "{MESSAGES} messages, {rounds} rounds after one to warm up; medians, and smallest to largest\n"
     );
+    let only = argument("--only");
+    let is_asked = |name: &str| only.as_deref().is_none_or(|only| only == name);
     for (topic, what) in [(RAW, "raw, 100 B"), (JSON, "JSON, 6 fields, 97 B")] {
+        if !is_asked(topic) {
+            continue;
+        }
         let mut ratios = Vec::new();
         let (mut rates, mut peak) = (Vec::new(), 0);
         for round in 0..=rounds {
@@ -119,7 +124,9 @@ fn measure(dir: &Path, rounds: usize) -> Result<()> {
             peak / 1024
         );
     }
-    println!("{}", python(&recipe.start()?, kafka.addr, rounds)?);
+    if is_asked("python") {
+        println!("{}", python(&recipe.start()?, kafka.addr, rounds)?);
+    }
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! [`Record`]: one consumed Kafka message, still in librdkafka's memory.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rdkafka_sys as sys;
 
@@ -27,11 +27,37 @@ pub struct RecordView<'a> {
     pub payload: Option<&'a [u8]>,
 }
 
+/// The version of librdkafka whose [`ConsumedMessage`] is known, in its hexadecimal form.
+const KNOWN_VERSION: c_int = 0x020c_01ff;
+
+static KNOWS_MESSAGES: LazyLock<bool> = LazyLock::new(|| {
+    // SAFETY: returns a constant.
+    unsafe { sys::rd_kafka_version() == KNOWN_VERSION }
+});
+
+/// `rd_kafka_msg_t` of librdkafka's rdkafka_msg.h, as far as it matters here. No public function tells as cheaply whether a
+/// message has headers; other versions are asked by the public ones.
+#[repr(C)]
+struct ConsumedMessage {
+    _message: sys::rd_kafka_message_t,
+    _link: [*const c_void; 2],
+    _flags: c_int,
+    _timestamp_type: sys::rd_kafka_timestamp_type_t,
+    _timestamp: i64,
+    _headers: *const c_void,
+    _status: c_int,
+    _broker: i32,
+    headers_len: i32,
+    headers_bytes: *const u8,
+}
+
 /// A consumed message. Its bytes stay where librdkafka received them until it is dropped.
 pub struct Record {
     message: NonNull<sys::rd_kafka_message_t>,
     /// Outlives the message, which refers to it: a record may be on its way to a client when its consumer is closed.
     _client: Arc<Handle>,
+    /// Found out at once, while the message is in the processor's cache.
+    may_have_headers: bool,
 }
 
 // SAFETY: a message is plain memory with atomic reference counts behind it; nothing else writes to it.
@@ -46,7 +72,9 @@ impl Record {
         message: NonNull<sys::rd_kafka_message_t>,
         client: &Arc<Handle>,
     ) -> Self {
-        Self { message, _client: client.clone() }
+        // SAFETY: alive, and a consumed message of librdkafka's.
+        let may_have_headers = unsafe { may_have_headers(message) };
+        Self { message, _client: client.clone(), may_have_headers }
     }
 
     fn raw(&self) -> &sys::rd_kafka_message_t {
@@ -122,8 +150,12 @@ impl Record {
 
     /// Bytes of key, headers and payload. Takes `&mut self` as [`headers`](Self::headers) does.
     pub fn size(&mut self) -> usize {
-        // SAFETY: exclusively ours during the call.
-        let headers = unsafe { headers_size(self.message.as_ptr()) };
+        let headers = if self.may_have_headers {
+            // SAFETY: exclusively ours during the call.
+            unsafe { headers_size(self.message.as_ptr()) }
+        } else {
+            0
+        };
         headers + self.key().map_or(0, <[u8]>::len) + self.payload().map_or(0, <[u8]>::len)
     }
 
@@ -131,9 +163,32 @@ impl Record {
     /// Nobody else uses the record during the call.
     unsafe fn parse_headers(&self) -> Vec<(&[u8], Option<&[u8]>)> {
         let mut headers = Vec::new();
+        if !self.may_have_headers {
+            return headers;
+        }
         // SAFETY: the message is alive as long as `self`, and exclusively ours during the call.
         unsafe { each_header(self.message.as_ptr(), |name, value| headers.push((name, value))) };
         headers
+    }
+}
+
+/// Whether it is worth asking librdkafka for headers: the answer that there are none costs it several allocations, more than
+/// all else that is done with a small message.
+///
+/// # Safety
+/// A consumed message without an error, as librdkafka returned it, alive.
+unsafe fn may_have_headers(message: NonNull<sys::rd_kafka_message_t>) -> bool {
+    if !*KNOWS_MESSAGES {
+        return true;
+    }
+    // SAFETY: it is the first field of this structure, in the version that was checked.
+    let inside = unsafe { message.cast::<ConsumedMessage>().as_ref() };
+    // As on the wire: a varint that counts the headers, then those. Formats before v2 have not even that.
+    match inside.headers_len {
+        0 => false,
+        // SAFETY: the bytes lie in the buffer that the message keeps alive.
+        1 => unsafe { inside.headers_bytes.as_ref() }.is_none_or(|count| *count != 0),
+        _ => true,
     }
 }
 
@@ -205,4 +260,15 @@ pub(super) fn topic_of(message: &sys::rd_kafka_message_t) -> &str {
 unsafe fn bytes_of<'a>(pointer: *const c_void, len: usize) -> Option<&'a [u8]> {
     // SAFETY: the caller's promise.
     (!pointer.is_null()).then(|| unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), len) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the structure says is tested by every test that reads headers; here, that it is used.
+    #[test]
+    fn the_linked_librdkafka_is_the_known_one() {
+        assert!(*KNOWS_MESSAGES, "compare ConsumedMessage with the new rdkafka_msg.h");
+    }
 }

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 
 pub use name::SessionName;
 pub use state::Room;
-use state::{Moved, OTHERS_MAX, Phase, State};
+use state::{Delivered, Moved, OTHERS_MAX, Phase, State};
 
 use super::acks::{Ack, Position};
 use super::owed::OwedCommits;
@@ -274,6 +274,9 @@ impl Session {
             match state.buffer.pop_front() {
                 Some(Fetched::Record(record)) => {
                     if state.deliver(&record) {
+                        let mut delivered = Delivered::default();
+                        delivered.add(&record);
+                        state.count(&mut delivered);
                         return Ok(Pop::Record(record));
                     }
                 }

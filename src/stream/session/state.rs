@@ -53,6 +53,20 @@ impl Room {
     }
 }
 
+/// What was delivered from one partition; counters are told of many records at once.
+#[derive(Default)]
+pub(super) struct Delivered {
+    messages: u64,
+    bytes: u64,
+}
+
+impl Delivered {
+    pub(super) fn add(&mut self, record: &Record) {
+        self.messages += 1;
+        self.bytes += record.payload().map_or(0, <[u8]>::len) as u64;
+    }
+}
+
 /// How far the records of a topic were moved.
 pub(super) enum Moved {
     All,
@@ -162,6 +176,7 @@ impl State {
     ) -> Moved {
         let mut others = VecDeque::new();
         let mut moved = Moved::All;
+        let (mut delivered, mut partition) = (Delivered::default(), None);
         // Of the last record that was of `topic`.
         let mut known = None;
         let mut is_other = |record: &Record| {
@@ -189,12 +204,18 @@ impl State {
                         moved = Moved::Enough;
                         break;
                     }
+                    if partition != Some(record.partition()) {
+                        self.count(&mut delivered);
+                        partition = Some(record.partition());
+                    }
                     if self.deliver(&record) {
+                        delivered.add(&record);
                         out.push(record);
                     }
                 }
             }
         }
+        self.count(&mut delivered);
         while let Some(fetched) = others.pop_back() {
             self.buffer.push_front(fetched);
         }
@@ -231,9 +252,18 @@ impl State {
             assigned.committed = None;
         }
         assigned.position.delivered = Some(next);
-        assigned.consumed.0.inc();
-        assigned.consumed.1.inc_by(record.payload().map_or(0, <[u8]>::len) as u64);
         true
+    }
+
+    /// Tells the metrics what was delivered from the partition of the last record, and forgets it.
+    pub(super) fn count(&self, delivered: &mut Delivered) {
+        let Delivered { messages, bytes } = std::mem::take(delivered);
+        if let Some(assigned) = self.partitions.get(self.last)
+            && messages > 0
+        {
+            assigned.consumed.0.inc_by(messages);
+            assigned.consumed.1.inc_by(bytes);
+        }
     }
 
     /// Forgets `partitions`; returns those whose acks are not known to be committed.

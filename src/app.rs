@@ -85,6 +85,7 @@ pub async fn start(mut config: Config) -> Result<Running> {
         ProducerLimits {
             connection_bytes_max: config.resp.connection_inflight_bytes_max,
             topic_bytes_max: config.resp.topic_inflight_bytes_max,
+            message_bytes_max: config.kafka.message_bytes_max(),
         },
         Handle::current(),
         metrics.clone(),

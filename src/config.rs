@@ -288,6 +288,12 @@ impl KafkaConfig {
         }
     }
 
+    /// The largest message that the producer takes, in bytes of key, headers and payload.
+    pub fn message_bytes_max(&self) -> usize {
+        let given = self.producer.get("message.max.bytes").and_then(|bytes| bytes.parse().ok());
+        given.unwrap_or(MESSAGE_BYTES_MAX)
+    }
+
     /// Where the producer, and all that asks for metadata, connects.
     pub fn bootstrap_servers(&self) -> &str {
         self.producer.get(BOOTSTRAP_SERVERS).map_or(BROKERS, String::as_str)
@@ -380,11 +386,7 @@ fn resp_config(
     warnings: &mut Vec<Warning>,
 ) -> RespConfig {
     // librdkafka has checked the number.
-    let message_bytes_max = kafka
-        .producer
-        .get("message.max.bytes")
-        .and_then(|bytes| bytes.parse().ok())
-        .unwrap_or(MESSAGE_BYTES_MAX);
+    let message_bytes_max = kafka.message_bytes_max();
     let mut bulk_bytes_max = bytes(settings.bulk_limit, 32 << 20);
     if bulk_bytes_max < message_bytes_max {
         if settings.bulk_limit.is_some() {

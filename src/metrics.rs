@@ -8,6 +8,10 @@ use prometheus::{
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// Seconds; a batch of a megabyte takes one to three milliseconds.
+const DECODE_BUCKETS: [f64; 11] =
+    [50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 250e-3, 1.0];
+
 /// Every metric karrow has; each moves in a test.
 pub struct Metrics {
     registry: Registry,
@@ -167,6 +171,7 @@ impl Metrics {
                 "karrow_decode_seconds",
                 "Time to decode one batch.",
                 &["format"],
+                &DECODE_BUCKETS,
             )?,
             bad_rows: make.counters(
                 "karrow_bad_rows_total",
@@ -226,8 +231,15 @@ impl Maker<'_> {
         Ok(metric)
     }
 
-    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec> {
-        let metric = HistogramVec::new(HistogramOpts::new(name, help), labels).map_err(internal)?;
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec> {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        let metric = HistogramVec::new(options, labels).map_err(internal)?;
         self.0.register(Box::new(metric.clone())).map_err(internal)?;
         Ok(metric)
     }

@@ -596,6 +596,7 @@ fn rows_that_cannot_be_messages_are_refused_whole() {
     let good = stream_of(vec![("payload", Arc::new(StringArray::from(vec!["x"])) as ArrayRef)]);
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (b"no stream".to_vec(), "PROD no Arrow IPC stream"),
+        (b"ARROW1\0\0 a file".to_vec(), "PROD an Arrow IPC file, not a stream"),
         (Vec::new(), "PROD no Arrow IPC stream"),
         (good[..good.len() - 20].to_vec(), "PROD ends inside of an Arrow IPC message"),
         (
@@ -607,6 +608,18 @@ fn rows_that_cannot_be_messages_are_refused_whole() {
             "PROD row 1: a negative partition",
         ),
         (one("partition", Arc::new(Int64Array::from(vec![0, 1 << 40]))), "PROD partition: "),
+        (
+            one("partition", Arc::new(Int64Array::from(vec![0, 9]))),
+            "PROD row 1: topic 't' has no partition 9, but 1",
+        ),
+        (
+            stream_of(vec![(
+                "payload",
+                Arc::new(StringArray::from(vec!["x".to_owned(), "y".repeat(1_000_001)]))
+                    as ArrayRef,
+            )]),
+            "PROD row 1: 1000001 bytes are more than message.max.bytes, 1000000",
+        ),
         (
             one("timestamp", Arc::new(Int64Array::from(vec![1, 0]))),
             "PROD row 1: a timestamp that is not after 1970",

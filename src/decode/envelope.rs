@@ -69,8 +69,8 @@ pub struct RecordDecoder {
 /// What repeated keys and headers, or the rows of Arrow payloads, may fill in one batch.
 pub(super) const BATCH_BYTES_MAX: usize = 256 << 20;
 
-/// The columns around the payload, in their order.
-const ENVELOPE: [&str; 8] =
+/// The columns of the struct layout, in their order.
+pub const ENVELOPE: [&str; 8] =
     ["topic", "partition", "offset", "timestamp", "key", "headers", "payload", "error"];
 
 static HEADER: LazyLock<Fields> = LazyLock::new(|| {

@@ -195,7 +195,7 @@ pub fn check_stream(stream: &[u8], limits: &RecordLimits) -> Result<(), Reject> 
     let mut messages = 0;
     while !rest.is_empty() {
         if !rest.starts_with(&CONTINUATION) {
-            return Err(Reject::malformed("no Arrow IPC stream"));
+            return Err(no_stream(stream));
         }
         let prefix = rest.get(..8).ok_or_else(|| Reject::truncated("an Arrow IPC message"))?;
         let size = prefix.last_chunk::<4>().map_or(0, |size| i32::from_le_bytes(*size));
@@ -254,7 +254,7 @@ pub fn check_stream(stream: &[u8], limits: &RecordLimits) -> Result<(), Reject> 
         rest = behind;
     }
     if messages == 0 {
-        return Err(Reject::malformed("no Arrow IPC stream"));
+        return Err(no_stream(stream));
     }
     // Without its end mark a stream is complete as well, if its messages are.
     Ok(())
@@ -523,6 +523,14 @@ fn projected(columns: &DataType, projection: &Projection) -> Option<DataType> {
         })
         .collect();
     (!kept.is_empty()).then(|| DataType::Struct(Fields::from(kept)))
+}
+
+fn no_stream(bytes: &[u8]) -> Reject {
+    // What a file begins with, see "IPC File Format" in Arrow's columnar specification.
+    if bytes.starts_with(b"ARROW1") {
+        return Reject::malformed("an Arrow IPC file, not a stream");
+    }
+    Reject::malformed("no Arrow IPC stream")
 }
 
 fn malformed(error: impl std::fmt::Display) -> Reject {

@@ -52,6 +52,15 @@ impl Projection {
         Self::Fields(HashMap::new())
     }
 
+    /// The names of the wanted fields; none, where all are.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let fields = match self {
+            Self::All => None,
+            Self::Fields(fields) => Some(fields),
+        };
+        fields.into_iter().flat_map(HashMap::keys).map(AsRef::as_ref)
+    }
+
     /// Whether it wants no field.
     pub fn is_nothing(&self) -> bool {
         matches!(self, Self::Fields(fields) if fields.is_empty())

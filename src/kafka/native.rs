@@ -50,6 +50,12 @@ impl KafkaCode {
         }
     }
 
+    /// Whether it says that a topic is not there; that one of its partitions is not there says less.
+    pub(super) fn is_missing_topic(self) -> bool {
+        use sys::rd_kafka_resp_err_t::*;
+        matches!(self.0, RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC)
+    }
+
     pub(super) fn into_error(self, context: impl std::fmt::Display) -> Error {
         Error::new(self.kind(), format!("{context}: {}", self.text()))
     }

@@ -12,7 +12,7 @@ mod topic;
 
 use std::collections::{HashMap, VecDeque};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,8 @@ use message::{OwnedMessage, hand_over};
 use options::message_timeout;
 pub(super) use options::producer_options;
 use topic::{
-    CREATION_PATIENCE, Topic, TopicState, Waiting, judge, remember_missing, set_missing,
-    settle_waiting,
+    CREATION_PATIENCE, Counting, Topic, TopicState, Waiting, judge, look_up, remember_missing,
+    set_missing, settle_waiting,
 };
 
 use super::native::{ClientKind, Event, Handle, KafkaCode, Queue};
@@ -56,6 +56,9 @@ const EVENT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A topic that was missing is looked up again after this long.
 const MISSING_RETRY: Duration = Duration::from_secs(1);
+
+/// How long the number of a topic's partitions is believed.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Deadline of metadata requests that a client waits for.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
@@ -105,6 +108,8 @@ pub struct ProducerLimits {
     pub connection_bytes_max: usize,
     /// For one topic, so that one without a leader leaves room for others.
     pub topic_bytes_max: usize,
+    /// One message, without what it costs beside its bytes: `message.max.bytes`.
+    pub message_bytes_max: usize,
 }
 
 /// The producer that all connections share. It starts at the first use and is replaced after a fatal error.
@@ -316,6 +321,8 @@ impl Producer {
             ready: AtomicBool::new(false),
             state: Mutex::new(TopicState::Asking(Vec::new())),
             bytes: AtomicUsize::new(0),
+            partitions: AtomicI32::new(0),
+            counting: Mutex::new(Counting::Since(None)),
             logged: Mutex::new(None),
             client: client.clone(),
         });
@@ -370,11 +377,65 @@ impl Producer {
             if code.0 == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL {
                 return SendError::Wait(mark);
             }
-            if code.kind() == ErrorKind::NotFound {
+            if code.is_missing_topic() {
                 set_missing(topic);
             }
             SendError::Failed(failure(code, &topic.name))
         })
+    }
+
+    /// Whether a message could be taken at all, to be asked before the first of several is sent that belong together:
+    /// `partition` has to exist, and `bytes` of key, headers and payload are not more than `message.max.bytes`.
+    ///
+    /// # Errors
+    /// See [`SendError`]. Waiting, where the topic's partitions have to be counted first.
+    pub fn check(
+        &self,
+        lane: &Lane,
+        partition: Option<i32>,
+        bytes: usize,
+    ) -> Result<(), SendError> {
+        let bytes_max = self.limits.message_bytes_max;
+        if bytes > bytes_max {
+            return Err(SendError::Failed(Error::invalid(format!(
+                "{bytes} bytes are more than message.max.bytes, {bytes_max}"
+            ))));
+        }
+        let Some(partition) = partition else { return Ok(()) };
+        let (mark, topic) = (self.mark(), &lane.topic);
+        match &*topic.state.lock() {
+            TopicState::Ready => {}
+            TopicState::Asking(_) | TopicState::AskingAgain => return Err(SendError::Wait(mark)),
+            // Sending says it.
+            TopicState::Missing(..) => return Ok(()),
+        }
+        let count = topic.partitions.load(Ordering::Acquire);
+        if partition < count {
+            return Ok(());
+        }
+        let mut counting = topic.counting.lock();
+        match *counting {
+            Counting::UnderWay => return Err(SendError::Wait(mark)),
+            Counting::Since(Some(at)) if at.elapsed() < COUNT_INTERVAL => {
+                if count == 0 {
+                    // Nobody knows; librdkafka will.
+                    return Ok(());
+                }
+                return Err(SendError::Failed(Error::new(
+                    ErrorKind::NotFound,
+                    format!("topic '{}' has no partition {partition}, but {count}", topic.name),
+                )));
+            }
+            // It may have grown.
+            Counting::Since(_) => *counting = Counting::UnderWay,
+        }
+        let (topic, shared) = (topic.clone(), self.shared.clone());
+        self.runtime.spawn(async move {
+            look_up(&shared, &topic, Duration::ZERO).await;
+            *topic.counting.lock() = Counting::Since(Some(Instant::now()));
+            shared.changed();
+        });
+        Err(SendError::Wait(mark))
     }
 
     /// Waits until something has changed since `mark`, so that a send may be tried again.

@@ -55,8 +55,8 @@ pub(super) fn list(handle: &Arc<Handle>, timeout: Duration) -> Result<Vec<TopicI
 /// What the brokers say about a topic.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Existence {
-    /// It is there, or its errors are librdkafka's to deal with.
-    Exists,
+    /// It is there, with so many partitions, or its errors are librdkafka's to deal with.
+    Exists(Option<i32>),
     /// There is none for us.
     Refused(KafkaCode),
     /// No broker has answered.
@@ -64,14 +64,14 @@ pub(super) enum Existence {
 }
 
 impl Existence {
-    /// Of the code that a topic has in an answer.
-    fn of_topic(code: KafkaCode) -> Self {
+    /// Of a topic in an answer, and its code.
+    fn of_topic(info: &TopicInfo, code: KafkaCode) -> Self {
         use sys::rd_kafka_resp_err_t::*;
         match code.0 {
             RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
             | RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
             | RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => Self::Refused(code),
-            _ => Self::Exists,
+            _ => Self::Exists(code.is_ok().then_some(info.partitions)),
         }
     }
 
@@ -79,7 +79,7 @@ impl Existence {
     fn of_request(code: KafkaCode) -> Self {
         match code.kind() {
             ErrorKind::Timeout | ErrorKind::Unavailable => Self::Unknown,
-            _ => Self::Exists,
+            _ => Self::Exists(None),
         }
     }
 }
@@ -90,7 +90,7 @@ pub(super) fn ask_for(handle: &Arc<Handle>, topic: &str, timeout: Duration) -> E
         Ok(topics) => topics
             .into_iter()
             .find(|(info, _)| info.name == topic)
-            .map_or(Existence::Unknown, |(_, code)| Existence::of_topic(code)),
+            .map_or(Existence::Unknown, |(info, code)| Existence::of_topic(&info, code)),
         Err(code) => Existence::of_request(code),
     }
 }

@@ -220,7 +220,8 @@ mod tests {
         let metrics = Arc::new(Metrics::new().unwrap());
         let health = BrokerHealth::default();
         let options = [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())].into();
-        let limits = ProducerLimits { connection_bytes_max: 1, topic_bytes_max: 1 };
+        let limits =
+            ProducerLimits { connection_bytes_max: 1, topic_bytes_max: 1, message_bytes_max: 1 };
         let runtime = tokio::runtime::Handle::current();
         let state = Arc::new(HttpState {
             schemas: None,

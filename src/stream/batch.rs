@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::acks::Ack;
 use crate::config::formats::Format;
-use crate::decode::envelope::Layout;
+use crate::decode::envelope::{ENVELOPE, Layout};
 use crate::decode::projection::Projection;
 use crate::error::{Error, Result};
 
@@ -73,6 +73,16 @@ impl BatchOptions {
             if let Some(value) = asked.remove(&name) {
                 self.set(&name, &value)?;
             }
+        }
+        // In the flat layout any name may be a field's.
+        let is_unknown = |name: &&str| !ENVELOPE.contains(name);
+        if self.layout == Layout::Struct
+            && let Some(unknown) = self.projection.names().find(is_unknown)
+        {
+            return Err(Error::invalid(format!(
+                "karrow.columns: no column '{unknown}', but {}; fields are below payload, or in the flat layout",
+                ENVELOPE.join(", ")
+            )));
         }
         Ok(self)
     }
@@ -229,6 +239,11 @@ mod tests {
                 r#"karrow.format: "xml" is not auto, raw, text, json, avro, protobuf, arrow or csv"#,
             ),
             (r#"{"karrow.colums":"a"}"#, "karrow.colums: no such option"),
+            (
+                r#"{"karrow.columns":["offset","nope"]}"#,
+                "karrow.columns: no column 'nope', but topic, partition, offset, timestamp, key, headers, payload, \
+                 error; fields are below payload, or in the flat layout",
+            ),
         ] {
             assert_eq!(ask(text).expect_err(text).message(), why);
         }

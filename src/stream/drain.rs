@@ -11,7 +11,7 @@ use super::acks::Ack;
 use super::batch::{BatchOptions, encode};
 use super::letters::{Letter, Letters, letters_of};
 use super::session::{Pop, Room, Session};
-use crate::config::formats::OnBadRecord;
+use crate::config::formats::{Format, OnBadRecord};
 use crate::decode::envelope::{Decoded, RecordDecoder};
 use crate::decode::formats::{Formats, TopicFormat};
 use crate::decode::schemas::SchemaKey;
@@ -164,6 +164,10 @@ impl Drain {
             covered = bad.record;
             if covered == 0 {
                 let record = &views[0];
+                self.metrics
+                    .bad_rows
+                    .with_label_values(&[record.topic, bad.reject.reason.label()])
+                    .inc();
                 return Err(Error::invalid(format!(
                     "bad record {}:{}:{}: {}",
                     record.topic, record.partition, record.offset, bad.reject
@@ -171,7 +175,10 @@ impl Drain {
             }
             decoded = topic.decoder.decode(views.get(..covered).unwrap_or_default())?;
         }
-        topic.book(&self.metrics, &decoded, views.get(..covered).unwrap_or_default(), began);
+        let asked = self.options.format.filter(|format| *format != Format::Auto);
+        let format = asked.unwrap_or_else(|| topic.format.payload_format());
+        let done = views.get(..covered).unwrap_or_default();
+        topic.book(&self.metrics, format, &decoded, done, began);
         let acks = last_of_partitions(views.get(..covered).unwrap_or_default());
         let letters = match topic.format.on_bad_record {
             OnBadRecord::DeadLetter => letters_of(&gathered.topic, &decoded.bad, &views),
@@ -263,12 +270,13 @@ impl Topic {
     fn book(
         &mut self,
         metrics: &Metrics,
+        format: Format,
         decoded: &Decoded,
         views: &[RecordView<'_>],
         began: Instant,
     ) {
         let Some(topic) = views.first().map(|record| record.topic) else { return };
-        let format = self.format.payload_format().label();
+        let format = format.label();
         let bytes: usize = views.iter().filter_map(|record| record.payload).map(<[u8]>::len).sum();
         metrics
             .decoded_rows

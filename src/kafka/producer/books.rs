@@ -159,7 +159,7 @@ impl Run {
         let lane = unsafe { Arc::from_raw(self.lane) };
         let error = (!self.code.is_ok()).then(|| {
             lane.topic.log_failure(self.code, self.count);
-            if self.code.kind() == ErrorKind::NotFound {
+            if self.code.is_missing_topic() {
                 set_missing(&lane.topic);
             }
             failure(self.code, &lane.topic.name)

@@ -35,10 +35,15 @@ pub struct Message<'a> {
 impl Message<'_> {
     /// What it counts for in the caps. Its report gives back the same.
     pub(super) fn size(&self) -> usize {
+        self.bytes() + MESSAGE_OVERHEAD_BYTES
+    }
+
+    /// Bytes of key, headers and payload.
+    pub fn bytes(&self) -> usize {
         let len = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
         let header = |(name, value): &Header| name.len() + len(value.as_deref());
         let headers: usize = self.headers.iter().map(header).sum();
-        len(self.key) + headers + len(self.payload) + MESSAGE_OVERHEAD_BYTES
+        len(self.key) + headers + len(self.payload)
     }
 }
 

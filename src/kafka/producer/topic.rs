@@ -1,7 +1,7 @@
 //! [`Topic`]: what the producer knows of a topic, and the messages that wait until it is known whether it exists.
 
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,9 @@ pub(super) struct Topic {
     pub(super) ready: AtomicBool,
     pub(super) state: Mutex<TopicState>,
     pub(super) bytes: AtomicUsize,
+    /// How many partitions it had when that was asked last; 0 until somebody has said it.
+    pub(super) partitions: AtomicI32,
+    pub(super) counting: Mutex<Counting>,
     /// When a failure was logged last.
     pub(super) logged: Mutex<Option<Instant>>,
     pub(super) client: Arc<Client>,
@@ -75,6 +78,14 @@ pub(super) enum TopicState {
     Missing(Instant, KafkaCode),
     /// It was missing, and is asked for again; senders wait.
     AskingAgain,
+}
+
+/// Whether the partitions of a topic are being counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Counting {
+    UnderWay,
+    /// Not since then.
+    Since(Option<Instant>),
 }
 
 /// A message that waits for its topic's metadata.
@@ -230,7 +241,7 @@ pub(super) async fn judge(
     let judged = async {
         loop {
             match look_up(shared, topic, patience).await {
-                Existence::Exists => return Ok(()),
+                Existence::Exists(_) => return Ok(()),
                 Existence::Refused(why) => return Err(why),
                 Existence::Unknown => tokio::time::sleep(LOOKUP_INTERVAL).await,
             }
@@ -277,6 +288,9 @@ pub(super) async fn look_up(shared: &Shared, topic: &Arc<Topic>, patience: Durat
         }
     };
     let found = ask(&shared.lookups, Duration::ZERO).await;
+    if let Existence::Exists(Some(partitions)) = found {
+        topic.partitions.store(partitions, Ordering::Release);
+    }
     if is_missing(&found) && shared.may_create && !patience.is_zero() {
         // Apart from the rest, so that names which clients invent do not delay topics that exist.
         return ask(&shared.creations, patience).await;

@@ -9,6 +9,7 @@ use super::{Client, Outcome, Wait, integer};
 use crate::decode::ipc::{guarded, read_stream};
 use crate::decode::reject::RecordLimits;
 use crate::decode::rows::{Row, Rows};
+use crate::error::Error;
 use crate::kafka::producer::{Lane, Message, RoomMark, SendError, Ticket};
 use crate::serve::resp::reply::{Output, Value};
 use crate::stream::acks::parse_acks;
@@ -34,7 +35,7 @@ pub fn rpushx(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome 
         out.error(&format!("PROD RPUSHX accepts 2 arguments, got {}", args.len() - 1));
         return Outcome::Done;
     };
-    let Some((topic, key)) = split_key(key) else {
+    let Some((topic, key)) = split_key(key).filter(|_| !key.starts_with(b"arrow:")) else {
         out.error(BAD_KEY);
         return Outcome::Done;
     };
@@ -107,6 +108,21 @@ fn produce_rows(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Out
             return Outcome::Done;
         }
     }
+    let is_begun = client.resumed.as_ref().is_some_and(|resumed| resumed.ticket.is_some());
+    if !is_begun {
+        match check(client, topic, &rows) {
+            Ok(()) => {}
+            Err(SendError::Wait(mark)) => {
+                let outcome = room(client, mark);
+                client.resumed.get_or_insert_default().rows = rows;
+                return outcome;
+            }
+            Err(SendError::Failed(error)) => {
+                out.error(&format!("PROD {error}"));
+                return Outcome::Done;
+            }
+        }
+    }
     let outcome = send_all(client, topic, rows.len(), &|index| {
         rows.get(index).map(Row::message).unwrap_or_default()
     });
@@ -114,6 +130,21 @@ fn produce_rows(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Out
         resumed.rows = rows;
     }
     outcome
+}
+
+/// Whether all of them can be sent, as far as that can be told before the first one is.
+fn check(client: &mut Client, topic: &str, rows: &[Row]) -> Result<(), SendError> {
+    let lane = lane(client, topic)?;
+    let producer = &client.gateway.producer;
+    rows.iter().enumerate().try_for_each(|(number, row)| {
+        let message = row.message();
+        producer.check(&lane, message.partition, message.bytes()).map_err(|error| match error {
+            SendError::Failed(error) => {
+                SendError::Failed(Error::new(error.kind(), format!("row {number}: {error}")))
+            }
+            wait => wait,
+        })
+    })
 }
 
 /// The messages of one IPC stream.

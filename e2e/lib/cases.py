@@ -17,8 +17,6 @@ from .servers import EMBEDDED, KAFKA, ApacheKafka, Karrow
 BOTH = (EMBEDDED, KAFKA)
 # What does not work yet, by broker, suite and case: such a case has to fail, so that this list stays true.
 KNOWN = {
-    **{(broker, "arrow", "protobuf-descriptors"): "schemas that a registry has as base64 descriptors are not read"
-       for broker in BOTH},
     **{(broker, "arrow", "protobuf-file-imports"): "a .proto file cannot import one that lies beside it"
        for broker in BOTH},
 }

@@ -208,11 +208,7 @@ fn given(
             AvroShape::given(&text, []).map(Given::Avro).map(Some).map_err(named)
         }
         (Format::Protobuf, Some(message)) => {
-            let label = path.file_name().unwrap_or_default().to_string_lossy();
-            GivenMessage::new(&label, &text, &[], message)
-                .map(Given::Protobuf)
-                .map(Some)
-                .map_err(named)
+            GivenMessage::new(path, &text, message).map(Given::Protobuf).map(Some).map_err(named)
         }
         (Format::Protobuf, None) => Err(Error::invalid(format!(
             "{side}-message: which message of {} it is",

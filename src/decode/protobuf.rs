@@ -37,6 +37,7 @@ mod schema;
 mod shape;
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -247,16 +248,16 @@ fn within<'p>(projection: &'p Projection, name: &str) -> Option<&'p Projection> 
 }
 
 impl GivenMessage {
-    /// The message `full_name` of the file `text`, which errors call `label`. It may import files of Google's and of
-    /// `references`.
+    /// The message `full_name` of the file `path`, whose text is `text`. It may import files of Google's, and those that
+    /// lie beside it.
     ///
     /// # Errors
-    /// The text cannot be used, or has no such message.
-    pub fn new(label: &str, text: &str, references: &[Reference], full_name: &str) -> Result<Self> {
+    /// The text cannot be used, imports what is not there, or has no such message.
+    pub fn new(path: &Path, text: &str, full_name: &str) -> Result<Self> {
         let invalid = |reject: Reject| Error::invalid(reject.message);
-        let schema = Schema::compile(label, text, references).map_err(invalid)?;
+        let schema = Schema::of_file(path, text).map_err(invalid)?;
         let descriptor = schema.message_named(full_name).map_err(invalid)?;
-        Ok(Self { label: label.to_owned(), descriptor })
+        Ok(Self { label: schema.label().to_owned(), descriptor })
     }
 }
 

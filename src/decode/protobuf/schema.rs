@@ -1,11 +1,14 @@
-//! A `.proto` file into descriptors, without a file system: imports are the schema's references, or files that every
-//! Protobuf compiler knows.
+//! A `.proto` file into descriptors. What it imports are the references of the registry's schema, or for a file of the
+//! user's those that lie beside it; and files that every Protobuf compiler knows.
 //!
 //! Registries hold a file as its text or, from serializers that know nothing but what was compiled into their program
 //! (Confluent's for Python), as its serialized `FileDescriptorProto` in base64. Each reference may be either.
 
 use std::fmt::Display;
+use std::fs;
+use std::io::{ErrorKind, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Component, Path, PathBuf};
 
 use base64::Engine;
 use base64::alphabet::STANDARD;
@@ -20,7 +23,7 @@ use crate::decode::schemas::Reference;
 /// Bytes of a schema with all its references. Registries refuse far smaller ones.
 const TEXT_BYTES_MAX: usize = 8 << 20;
 
-/// What the schema itself is called among its imports: no path that one would import.
+/// What a registry's schema is called among its imports: no path that one would import.
 const MAIN: &str = ".schema";
 
 /// References of a schema; each can be one level of imports.
@@ -47,13 +50,43 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// The file `name`, whose text is a .proto's or a descriptor in base64.
 fn file_of(name: &str, text: &str) -> Result<File, protox::Error> {
-    let Some(bytes) = from_base64(text) else { return File::from_source(name, text) };
+    let Some(bytes) = from_base64(text) else {
+        return File::from_source(name, text).map_err(|error| match crooked_import(text) {
+            // The parser calls that an invalid group name.
+            Some(import) if error.is_parse() && error.to_string().contains("group name") => {
+                no_path(import)
+            }
+            _ => error,
+        });
+    };
     let file = File::decode_file_descriptor_proto(bytes.as_slice()).map_err(|error| {
         protox::Error::new(format!("what its base64 holds is no FileDescriptorProto: {error}"))
     })?;
     // It has the name that it was compiled under, which need not be what it is imported by.
     let named = FileDescriptorProto { name: Some(name.to_owned()), ..file.into() };
     Ok(File::from_file_descriptor_proto(named))
+}
+
+/// The first import of `text` that no compiler takes.
+fn crooked_import(text: &str) -> Option<&str> {
+    let imports = text.split("import").skip(1).filter_map(|rest| {
+        let rest = rest.trim_start().trim_start_matches("public").trim_start_matches("weak");
+        let quoted = rest.trim_start();
+        let quote = quoted.chars().next().filter(|quote| matches!(quote, '"' | '\''))?;
+        quoted.get(1..)?.split(quote).next()
+    });
+    imports.into_iter().find(|import| !is_plain(import))
+}
+
+/// Whether an import leads nowhere but down.
+fn is_plain(import: &str) -> bool {
+    !import.contains('\\') && import.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+fn no_path(import: &str) -> protox::Error {
+    protox::Error::new(format!(
+        "import '{import}' is no plain path: it may not begin with '/' or have '.', '..' or '\\' in it"
+    ))
 }
 
 /// What `text` holds if it is base64. A .proto is not: each of its statements has a character that base64 lacks.
@@ -67,29 +100,62 @@ fn from_base64(text: &str) -> Option<Vec<u8>> {
 
 /// What imports are looked up in.
 struct Imports {
+    /// What the file itself is called among them.
+    main: String,
     text: String,
     references: Vec<Reference>,
+    /// Where else they may lie.
+    folder: Option<PathBuf>,
     google: GoogleFileResolver,
 }
 
 impl FileResolver for Imports {
     fn open_file(&self, name: &str) -> Result<File, protox::Error> {
-        if name == MAIN {
+        if name == self.main {
             return file_of(name, &self.text);
         }
         // Some registries hold copies of them; the types' meaning is bound to the originals.
         if let Ok(file) = self.google.open_file(name) {
             return Ok(file);
         }
-        let reference = self.references.iter().find(|reference| reference.name == name);
-        let text = match reference {
-            Some(reference) => Some(reference.text.as_str()),
-            None => BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| *text),
-        };
-        match text {
-            Some(text) => file_of(name, text),
+        if let Some(reference) = self.references.iter().find(|reference| reference.name == name) {
+            return file_of(name, &reference.text);
+        }
+        if let Some(text) =
+            self.folder.as_deref().and_then(|folder| beside(folder, name).transpose())
+        {
+            return file_of(name, &text?);
+        }
+        match BUILT_IN.iter().find(|(known, _)| *known == name) {
+            Some((_, text)) => File::from_source(name, text),
             None => Err(protox::Error::file_not_found(name)),
         }
+    }
+}
+
+/// The text of the file that is imported as `name`, if it lies in `folder` or below. (Links in there lead where their
+/// owner wants them to; an import must not lead out by itself.)
+fn beside(folder: &Path, name: &str) -> Result<Option<String>, protox::Error> {
+    if !is_plain(name) || !Path::new(name).components().all(|it| matches!(it, Component::Normal(_)))
+    {
+        return Err(no_path(name));
+    }
+    let path = folder.join(name);
+    let mut text = String::new();
+    let read = fs::File::open(&path)
+        .and_then(|file| file.take(TEXT_BYTES_MAX as u64 + 1).read_to_string(&mut text));
+    match read {
+        Ok(bytes) if bytes > TEXT_BYTES_MAX => Err(protox::Error::new(format!(
+            "import '{name}': {} has more than {} MiB",
+            path.display(),
+            TEXT_BYTES_MAX >> 20
+        ))),
+        Ok(_) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(protox::Error::new(format!(
+            "import '{name}': cannot read {}: {error}",
+            path.display()
+        ))),
     }
 }
 
@@ -106,28 +172,50 @@ impl Schema {
     /// # Errors
     /// It is not valid, too long, or imports what is not there.
     pub fn compile(label: &str, text: &str, references: &[Reference]) -> Result<Self, Reject> {
+        Self::with(
+            label,
+            Imports {
+                main: MAIN.to_owned(),
+                text: text.to_owned(),
+                references: references.to_vec(),
+                folder: None,
+                google: GoogleFileResolver::new(),
+            },
+        )
+    }
+
+    /// Compiles `text`, which is that of the file `path`. It may import what lies in the directory of that file or
+    /// below, by its path from there; nothing else is read.
+    ///
+    /// # Errors
+    /// It is not valid, too long, or imports what is not there.
+    pub fn of_file(path: &Path, text: &str) -> Result<Self, Reject> {
+        let main = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let folder = path.parent().map(Path::to_path_buf);
+        let (text, references) = (text.to_owned(), Vec::new());
+        let google = GoogleFileResolver::new();
+        Self::with(&main.clone(), Imports { main, text, references, folder, google })
+    }
+
+    fn with(label: &str, imports: Imports) -> Result<Self, Reject> {
         let unusable = |why: &dyn Display| Reject::schema(format!("{label} cannot be used: {why}"));
-        let bytes = references.iter().fold(text.len(), |sum, reference| sum + reference.text.len());
-        if bytes > TEXT_BYTES_MAX {
+        let references = imports.references.iter().map(|reference| reference.text.len());
+        if imports.text.len() + references.sum::<usize>() > TEXT_BYTES_MAX {
             return Err(unusable(&format_args!("more than {} MiB of text", TEXT_BYTES_MAX >> 20)));
         }
-        if references.len() > REFERENCES_MAX {
+        if imports.references.len() > REFERENCES_MAX {
             return Err(unusable(&format_args!("more than {REFERENCES_MAX} references")));
         }
-        let imports = Imports {
-            text: text.to_owned(),
-            references: references.to_vec(),
-            google: GoogleFileResolver::new(),
-        };
+        let main = imports.main.clone();
         let compiled = catch_unwind(AssertUnwindSafe(|| {
             let mut compiler = protox::Compiler::with_file_resolver(imports);
-            compiler.open_file(MAIN)?;
-            Ok::<_, protox::Error>(compiler.descriptor_pool().get_file_by_name(MAIN))
+            compiler.open_file(&main)?;
+            Ok::<_, protox::Error>(compiler.descriptor_pool().get_file_by_name(&main))
         }));
         match compiled {
             Ok(Ok(Some(file))) => Ok(Self { label: label.to_owned(), file }),
             Ok(Err(error)) => Err(match error.file() {
-                Some(file) if file != MAIN => unusable(&format_args!("in {file}: {error}")),
+                Some(file) if file != main => unusable(&format_args!("in {file}: {error}")),
                 _ => unusable(&error),
             }),
             // The compiler's own mistake; no text should make it.
@@ -340,6 +428,73 @@ mod tests {
         assert!(
             Schema::compile("schema 7", &long, &[]).expect_err("long").message.contains("8 MiB")
         );
+    }
+
+    #[test]
+    fn files_import_what_lies_beside_them() {
+        let root = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            fs::write(&path, format!("syntax = 'proto3'; {text}")).expect("written");
+            path
+        };
+        let compile = |path: &Path| {
+            let text = fs::read_to_string(path).expect("read");
+            Schema::of_file(path, &text).map_err(|reject| reject.message)
+        };
+        write("all/name.proto", "message Name { string x = 1; }");
+        write("all/who/person.proto", "import 'name.proto'; message Person { Name name = 1; }");
+        // Built in, unless there is one of that name.
+        write("all/google/type/date.proto", "package google.type; message Date { int32 own = 1; }");
+        let good = write(
+            "all/order.proto",
+            "import 'who/person.proto'; import 'google/type/date.proto'; import 'google/type/money.proto';
+             import 'google/protobuf/timestamp.proto';
+             message Order { Person who = 1; google.type.Date on = 2; google.protobuf.Timestamp at = 3; }",
+        );
+        let schema = compile(&good).expect("compiles");
+        assert_eq!(schema.message_named("Person").expect("a message").fields().len(), 1);
+        let date = schema.message_named("google.type.Date").expect("a message");
+        assert!(date.get_field_by_name("own").is_some());
+
+        write("secret.proto", "message Secret { string x = 1; }");
+        write("all/broken.proto", "message {");
+        write("all/back.proto", "import 'circle.proto';");
+        write("all/needy.proto", "import 'gone.proto';");
+        fs::create_dir(root.path().join("all/folder.proto")).expect("made");
+        let absolute = root.path().join("secret.proto").display().to_string();
+        for (name, import, wanted) in [
+            ("a", "gone.proto", "a.proto cannot be used: import 'gone.proto' not found"),
+            (
+                "b",
+                "needy.proto",
+                "b.proto cannot be used: in needy.proto: import 'gone.proto' not found",
+            ),
+            (
+                "c",
+                "../secret.proto",
+                "c.proto cannot be used: import '../secret.proto' is no plain path: ",
+            ),
+            ("d", &absolute, "is no plain path"),
+            ("e", "who/../../secret.proto", "import 'who/../../secret.proto' is no plain path"),
+            ("f", "broken.proto", "f.proto cannot be used: in broken.proto: expected"),
+            ("g", "folder.proto", "g.proto cannot be used: import 'folder.proto': cannot read "),
+            (
+                "circle",
+                "back.proto",
+                "import cycle detected: circle.proto -> back.proto -> circle.proto",
+            ),
+            ("self", "self.proto", "import cycle detected: self.proto -> self.proto"),
+        ] {
+            let path = write(&format!("all/{name}.proto"), &format!("import '{import}';"));
+            let error = compile(&path).expect_err(import);
+            assert!(error.contains(wanted), "{error}");
+        }
+        // A schema of a registry reads no files.
+        let text = "syntax = 'proto3'; import 'Cargo.toml';";
+        let reject = Schema::compile("schema 7", text, &[]).expect_err("no file");
+        assert_eq!(reject.message, "schema 7 cannot be used: import 'Cargo.toml' not found");
     }
 
     #[test]

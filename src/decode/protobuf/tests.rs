@@ -81,7 +81,7 @@ fn given(text: &str, name: &str) -> ProtobufDecoder {
 }
 
 fn given_part(text: &str, name: &str, projection: Projection) -> ProtobufDecoder {
-    let message = GivenMessage::new("it.proto", text, &[], name).expect("a message");
+    let message = GivenMessage::new(Path::new("it.proto"), text, name).expect("a message");
     let limits = RecordLimits::default();
     ProtobufDecoder::with_message(SharedMessages::new(), message, projection, limits)
 }
@@ -723,7 +723,7 @@ fn limits_make_bad_records() {
     let text = r#"syntax = "proto3"; import "google/protobuf/struct.proto";
         message M { repeated N n = 1; repeated int32 r = 2; google.protobuf.Value v = 3; string s = 4; }
         message N { int32 a = 1; int32 b = 2; int32 c = 3; }"#;
-    let message = GivenMessage::new("it.proto", text, &[], "M").expect("a message");
+    let message = GivenMessage::new(Path::new("it.proto"), text, "M").expect("a message");
     let limits = RecordLimits { bytes_max: 1_000, elements_max: 100, depth_max: 8 };
     let mut decoder =
         ProtobufDecoder::with_message(SharedMessages::new(), message, Projection::All, limits);

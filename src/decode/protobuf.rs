@@ -26,8 +26,11 @@
 //! struct of its own, called by its full name; one that comes later gets such a struct beside the columns that are
 //! there already. A name without a package gets a dot in front, so that it is no field's.
 //!
-//! A field whose type changed so that no Arrow type holds both keeps its first type. Records with the new one have all
-//! other fields, null there, and say so among the bad rows.
+//! Fields change as Protobuf's rules for updating a type allow, and columns only widen, whichever schema is seen first:
+//! integers and floats to a type that holds both; `string` and `bytes` to Binary; single and `repeated` to a List, in which
+//! a single value is the only item (also a default that is not on the wire: it is the writer's value), and what is null
+//! otherwise stays null. A field whose type changed so that no Arrow type holds both keeps its first type. Records with the
+//! new one have all other fields, null there, and say so among the bad rows.
 
 mod fill;
 mod json;

@@ -38,9 +38,6 @@ const REFERENCES_MAX: usize = 256;
 /// Redirects followed for one request.
 const REDIRECTS_MAX: usize = 3;
 
-/// Requests at a time for the schemas of one batch.
-const REQUESTS_MAX: usize = 8;
-
 /// How long the registry may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
@@ -66,7 +63,7 @@ pub struct SchemaRegistry {
     is_available: AtomicBool,
     cache: Mutex<HashMap<SchemaKey, Cached>>,
     /// Keys that are being fetched. Whoever needs one of them waits for the same answer.
-    in_flight: Mutex<HashMap<SchemaKey, Arc<OnceCell<Result<()>>>>>,
+    in_flight: Mutex<HashMap<SchemaKey, Arc<OnceCell<Result<Lookup>>>>>,
     metrics: Arc<Metrics>,
 }
 
@@ -83,9 +80,10 @@ enum Credentials {
     Bearer(String),
 }
 
-enum Cached {
-    Known(Arc<RegisteredSchema>),
-    Unknown { why: String, since: Instant },
+struct Cached {
+    /// Never [`Lookup::Unfetched`].
+    lookup: Lookup,
+    since: Instant,
 }
 
 /// What the registry says of a schema.
@@ -164,37 +162,24 @@ impl SchemaRegistry {
         self.is_available.load(Ordering::Relaxed)
     }
 
-    /// Makes `keys` known, or known to be unknown.
-    ///
-    /// # Errors
-    /// `Unavailable`: the registry cannot say; trying again may help.
-    pub async fn fetch(&self, keys: &[SchemaKey]) -> Result<()> {
-        for keys in keys.chunks(REQUESTS_MAX) {
-            let fetches = keys.iter().map(|key| self.fetch_one(*key));
-            // What the others got is kept, also if one of them fails.
-            futures::future::join_all(fetches).await.into_iter().collect::<Result<()>>()?;
-        }
-        Ok(())
-    }
-
-    async fn fetch_one(&self, key: SchemaKey) -> Result<()> {
-        if self.cached(&key).is_some() {
-            return Ok(());
+    async fn fetch_one(&self, key: SchemaKey) -> Result<Lookup> {
+        if let Some(lookup) = self.cached(&key) {
+            return Ok(lookup);
         }
         let flight = self.in_flight.lock().entry(key).or_default().clone();
         let outcome = flight
             .get_or_init(|| async {
                 // It may have come in between.
-                if self.cached(&key).is_some() {
-                    return Ok(());
+                if let Some(lookup) = self.cached(&key) {
+                    return Ok(lookup);
                 }
-                let cached = match self.schema(key).await {
-                    Ok(schema) => Cached::Known(Arc::new(schema)),
-                    Err(Miss::Unknown(why)) => Cached::Unknown { why, since: Instant::now() },
+                let lookup = match self.schema(key).await {
+                    Ok(schema) => Lookup::Known(Arc::new(schema)),
+                    Err(Miss::Unknown(why)) => Lookup::Unknown(why),
                     Err(Miss::Unavailable(error)) => return Err(error),
                 };
-                self.keep(key, cached);
-                Ok(())
+                self.keep(key, lookup.clone());
+                Ok(lookup)
             })
             .await
             .clone();
@@ -206,25 +191,22 @@ impl SchemaRegistry {
     }
 
     fn cached(&self, key: &SchemaKey) -> Option<Lookup> {
-        match self.cache.lock().get(key)? {
-            Cached::Known(schema) => Some(Lookup::Known(schema.clone())),
-            Cached::Unknown { why, since } if since.elapsed() < UNKNOWN_TTL => {
-                Some(Lookup::Unknown(why.clone()))
-            }
-            Cached::Unknown { .. } => None,
-        }
+        let cache = self.cache.lock();
+        let Cached { lookup, since } = cache.get(key)?;
+        let is_believed = matches!(lookup, Lookup::Known(_)) || since.elapsed() < UNKNOWN_TTL;
+        is_believed.then(|| lookup.clone())
     }
 
-    fn keep(&self, key: SchemaKey, cached: Cached) {
+    fn keep(&self, key: SchemaKey, lookup: Lookup) {
         let mut cache = self.cache.lock();
         if cache.len() >= KEPT_MAX {
             // Those that exist are worth more.
-            cache.retain(|_, cached| matches!(cached, Cached::Known(_)));
+            cache.retain(|_, cached| matches!(cached.lookup, Lookup::Known(_)));
             if cache.len() >= KEPT_MAX {
                 cache.clear();
             }
         }
-        cache.insert(key, cached);
+        cache.insert(key, Cached { lookup, since: Instant::now() });
     }
 
     async fn schema(&self, key: SchemaKey) -> Result<RegisteredSchema, Miss> {
@@ -372,8 +354,8 @@ impl Schemas for SchemaRegistry {
         cached.unwrap_or(Lookup::Unfetched)
     }
 
-    fn fetch<'a>(&'a self, keys: &'a [SchemaKey]) -> BoxFuture<'a, Result<()>> {
-        Box::pin(Self::fetch(self, keys))
+    fn fetch(&self, key: SchemaKey) -> BoxFuture<'_, Result<Lookup>> {
+        Box::pin(self.fetch_one(key))
     }
 }
 

@@ -195,6 +195,78 @@ async fn what_is_wrong_with_the_registry_is_no_answer() {
 }
 
 #[tokio::test]
+async fn a_refused_schema_is_an_unknown_one() {
+    let stub = Stub::new(|path, _| {
+        let (status, body) = match path.rsplit('/').next() {
+            Some("1") => (422, r#"{"error_code":42202,"message":"The id is odd"}"#.to_owned()),
+            Some("2") => (410, String::new()),
+            Some("3") => (400, "<html>no</html>".to_owned()),
+            Some("4") => (406, format!(r#"{{"error_code":1,"message":"{}"}}"#, "x".repeat(9_000))),
+            Some("5") => (409, "x".repeat(REFUSAL_BYTES_MAX + 1)),
+            Some("6") => {
+                let gone =
+                    r#"{"schema":"s","references":[{"name":"n","subject":"r","version":1}]}"#;
+                (200, gone.to_owned())
+            }
+            Some("1?deleted=true") => (422, r#"{"error_code":1,"message":"no"}"#.to_owned()),
+            _ => (200, r#"{"schema":"\"int\""}"#.to_owned()),
+        };
+        Do::Answer(status, body)
+    })
+    .await;
+    let registry = registry(&settings(stub.url()));
+    fetch(&registry, &[1, 2, 3, 4, 5, 6, 7].map(SchemaKey::Id)).await.expect("fetched");
+    assert!(registry.is_available());
+    assert_eq!(unknown(&registry, 1), "the registry refuses with status 422: The id is odd");
+    assert_eq!(unknown(&registry, 2), "the registry refuses with status 410");
+    assert_eq!(unknown(&registry, 3), "the registry refuses with status 400");
+    let cut = format!("the registry refuses with status 406: {}", "x".repeat(SAID_CHARS_MAX));
+    assert_eq!(unknown(&registry, 4), cut);
+    assert_eq!(unknown(&registry, 5), "the registry refuses with status 409");
+    assert_eq!(
+        unknown(&registry, 6),
+        "it refers to version 1 of the subject 'r', which the registry refuses with status 422: no"
+    );
+    known(&registry, SchemaKey::Id(7));
+    // What says nothing of the schema.
+    for status in [401, 403, 407, 408, 429, 500, 502, 503, 504] {
+        let stub = Stub::new(move |_, _| Do::Answer(status, "{}".into())).await;
+        let why = refused(&self::registry(&settings(stub.url()))).await;
+        assert!(why.contains(&status.to_string()), "{why}");
+        assert_eq!(why.contains("credentials"), matches!(status, 401 | 403 | 407), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_is_not_found_is_no_registry() {
+    let stub = Stub::new(|path, _| match path {
+        "/schemas/ids/9" => Do::Answer(200, r#"{"schema":"\"int\""}"#.into()),
+        "/schemas/ids/8" => Do::Answer(404, r#"{"error_code":404,"message":"no"}"#.into()),
+        _ => Do::Answer(404, "<html>Not Found</html>".into()),
+    })
+    .await;
+    for proof in [8, 9] {
+        let registry = registry(&settings(stub.url()));
+        let why = refused(&registry).await;
+        assert!(why.ends_with("no schema registry's: is the path of its URL right?"), "{why}");
+        // Older registries do not know GUIDs, and garbled values name any.
+        let guid = SchemaKey::Guid([7; 16]);
+        fetch(&registry, &[guid]).await.expect("fetched");
+        assert!(matches!(registry.look_up(&guid), Lookup::Unknown(_)));
+        refused(&registry).await;
+        fetch(&registry, &[SchemaKey::Id(proof)]).await.expect("fetched");
+        fetch(&registry, &[SchemaKey::Id(1)]).await.expect("it is one: the page says the same");
+        assert_eq!(unknown(&registry, 1), "the registry does not know it");
+        assert!(registry.is_available());
+    }
+    let requests = stub.paths().len();
+    let registry = registry(&settings(stub.url()));
+    fetch(&registry, &[SchemaKey::Id(1 << 31)]).await.expect("not asked for");
+    assert_eq!(unknown(&registry, 1 << 31), "no registry has ids beyond 2147483647");
+    assert_eq!(stub.paths().len(), requests);
+}
+
+#[tokio::test]
 async fn servers_are_tried_in_turn() {
     let broken = Stub::new(|_, _| Do::Answer(503, String::new())).await;
     let good = Stub::new(|_, _| Do::Answer(200, r#"{"schema":"\"int\""}"#.into())).await;

@@ -237,6 +237,111 @@ async fn a_refused_schema_is_an_unknown_one() {
     }
 }
 
+/// As if the answers were older by so much.
+fn age(registry: &SchemaRegistry, by: Duration) {
+    for cached in registry.cache.lock().values_mut() {
+        cached.since = cached.since.checked_sub(by).expect("a time before");
+    }
+}
+
+#[tokio::test]
+async fn what_was_unknown_is_asked_for_again() {
+    let is_registered = Arc::new(AtomicBool::new(false));
+    let registered = is_registered.clone();
+    let stub = Stub::new(move |_, _| match registered.load(Ordering::SeqCst) {
+        true => Do::Answer(200, r#"{"schema":"\"int\""}"#.into()),
+        false => Do::Answer(404, r#"{"error_code":40403,"message":"Schema not found"}"#.into()),
+    })
+    .await;
+    let registry = registry(&settings(stub.url()));
+    let keys = [SchemaKey::Id(1)];
+    fetch(&registry, &keys).await.expect("fetched");
+    is_registered.store(true, Ordering::SeqCst);
+    let second = Duration::from_secs(1);
+    age(&registry, UNKNOWN_TTL - second);
+    fetch(&registry, &keys).await.expect("at hand");
+    assert_eq!(unknown(&registry, 1), "the registry does not know it");
+    assert_eq!(stub.paths().len(), 1, "it is believed so long");
+    age(&registry, second);
+    assert!(matches!(registry.look_up(&keys[0]), Lookup::Unfetched));
+    fetch(&registry, &keys).await.expect("fetched");
+    known(&registry, keys[0]);
+    age(&registry, UNKNOWN_TTL * 100);
+    fetch(&registry, &keys).await.expect("at hand");
+    known(&registry, keys[0]);
+    assert_eq!(stub.paths().len(), 2, "what is known stays");
+}
+
+/// A registry of schemas "int" that speaks TLS, and the certificate of the authority it has its own from.
+fn over_tls() -> (String, String) {
+    use std::io::{Read, Write};
+    let authority_key = rcgen::KeyPair::generate().expect("a key");
+    let mut authority = rcgen::CertificateParams::default();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = authority.self_signed(&authority_key).expect("a certificate").pem();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let own = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).expect("an address");
+    let issuer = rcgen::Issuer::new(authority, authority_key);
+    let own = own.signed_by(&key, &issuer).expect("a certificate");
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+    let ring = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(ring)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![own.der().clone()], key)
+        .expect("a certificate and its key");
+    let config = Arc::new(config);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("https://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let session = rustls::ServerConnection::new(config.clone()).expect("a session");
+            let mut stream = rustls::StreamOwned::new(session, stream);
+            let (mut request, mut part) = (Vec::new(), [0; 1024]);
+            // Who does not trust the certificate hangs up.
+            while !request.ends_with(b"\r\n\r\n") {
+                match stream.read(&mut part) {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => request.extend_from_slice(&part[..count]),
+                }
+            }
+            let body = r#"{"schema":"\"int\""}"#;
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+    });
+    (url, pem)
+}
+
+#[tokio::test]
+async fn an_authority_of_ones_own_is_trusted_if_it_is_named() {
+    let (url, authority) = over_tls();
+    let (_, other) = over_tls();
+    let folder = tempfile::tempdir().expect("a directory");
+    let trusting = |name: &str, pem: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, pem).expect("written");
+        SchemaRegistrySettings { ca_file: Some(path), ..settings(&url) }
+    };
+    for settings in
+        [trusting("one.pem", &authority), trusting("two.pem", &format!("{other}{authority}"))]
+    {
+        let registry = registry(&settings);
+        fetch(&registry, &[SchemaKey::Id(1)]).await.expect("fetched");
+        known(&registry, SchemaKey::Id(1));
+    }
+    for settings in [settings(&url), trusting("other.pem", &other)] {
+        let why = refused(&registry(&settings)).await;
+        assert!(why.contains("certificate"), "{why}");
+    }
+}
+
 #[tokio::test]
 async fn a_page_that_is_not_found_is_no_registry() {
     let stub = Stub::new(|path, _| match path {

@@ -802,7 +802,7 @@ fn a_registry_that_is_away_is_waited_for() {
 fn given_schemas_are_for_values_that_name_none() {
     let kafka = Kafka::with(&[("a", 1), ("p", 1)]);
     kafka.put("a", 0, [2, 2, 4, b'h', b'i']);
-    kafka.put("p", 0, [8, 5]);
+    kafka.put("p", 0, [8, 5, 18, 3, 10, 1, b'x']);
     let dir = tempfile::tempdir().expect("a directory");
     let file = |name: &str, text: &str| {
         let path = dir.path().join(name);
@@ -810,8 +810,12 @@ fn given_schemas_are_for_values_that_name_none() {
         path.to_str().expect("UTF-8").to_owned()
     };
     let avsc = file("order.avsc", ORDER);
-    let proto =
-        file("order.proto", r#"syntax = "proto3"; package shop; message Order { int64 id = 1; }"#);
+    file("item.proto", r#"syntax = "proto3"; package shop; message Item { string sku = 1; }"#);
+    let proto = file(
+        "order.proto",
+        r#"syntax = "proto3"; package shop; import "item.proto";
+            message Order { int64 id = 1; Item item = 2; }"#,
+    );
     let toml = file(
         "karrow.toml",
         &format!(
@@ -821,7 +825,10 @@ fn given_schemas_are_for_values_that_name_none() {
     );
     let karrow = Karrow::with(&kafka, &["-c", &toml], |_| {});
     assert_eq!(shown(&pop(&mut karrow.named("a:n"), "arrow:a"), "payload"), ["{id: 1, note: hi}"]);
-    assert_eq!(shown(&pop(&mut karrow.named("p:n"), "arrow:p"), "payload"), ["{id: 5}"]);
+    assert_eq!(
+        shown(&pop(&mut karrow.named("p:n"), "arrow:p"), "payload"),
+        ["{id: 5, item: {sku: x}}"]
+    );
 }
 
 #[test]

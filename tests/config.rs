@@ -392,6 +392,27 @@ fn a_mistake_ends_the_process_with_64() {
 }
 
 #[test]
+fn a_schema_that_cannot_be_used_is_told_at_the_start() {
+    let (dir, path) = file("order.proto", "syntax = 'proto3'; import 'item.proto';");
+    let config = format!(
+        "[topic.t]\npayload = 'protobuf'\npayload-schema = '{}'\npayload-message = 'Order'\n",
+        path.display()
+    );
+    let toml = dir.path().join("karrow.toml");
+    std::fs::write(&toml, config).unwrap();
+    let start = || karrow(&["serve", "-c", toml.to_str().unwrap()], &[]);
+    let said = format!("topic.t: payload-schema: {}: order.proto cannot be used: ", path.display());
+    let (code, text) = start();
+    assert_eq!(code, 64, "{text}");
+    assert!(text.contains(&format!("{said}import 'item.proto' not found")), "{text}");
+    std::fs::write(dir.path().join("item.proto"), "import 'order.proto';").unwrap();
+    let (code, text) = start();
+    assert_eq!(code, 64, "{text}");
+    let circle = "import cycle detected: order.proto -> item.proto -> order.proto";
+    assert!(text.contains(&format!("{said}{circle}")), "{text}");
+}
+
+#[test]
 fn a_wrong_variable_is_one_line_that_names_it() {
     for (name, value, expected) in [
         ("KARROW_LPOP_WAIT", "5", "'5' is no duration, try 250ms, 5s or 1m"),

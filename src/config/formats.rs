@@ -66,7 +66,8 @@ pub struct TopicSettings {
     pub payload: Option<Format>,
     /// What keys are made of.
     pub key: Option<Format>,
-    /// File with the schema of payloads that do not name one: an Avro schema, a .proto.
+    /// File with the schema of payloads that do not name one: an Avro schema, or a .proto, which may import what lies
+    /// beside it.
     pub payload_schema: Option<PathBuf>,
     /// The same for keys.
     pub key_schema: Option<PathBuf>,

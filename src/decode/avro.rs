@@ -142,6 +142,7 @@ impl AvroShape {
                 }
             },
         };
+        let body = if schema.is_bytes() { &with_length(body) } else { body };
         Run::check(&schema.skip(schema.root), body, limits).map_err(Learn::Bad)?;
         if self.given.is_none()
             && let Ok(Some(new)) = schema.data_type(limits.depth_max)
@@ -194,6 +195,22 @@ fn usable(registered: &RegisteredSchema, limits: &RecordLimits) -> Result<Schema
     // What walks a schema relies on its depth and size being bounded.
     schema.data_type(limits.depth_max)?;
     Ok(schema)
+}
+
+/// `body` as Avro has it. Where the whole schema is `bytes`, Confluent's serializer for Java writes a value without the
+/// length in front, and its deserializer takes all there is (`AbstractKafkaAvroSerializer`; libserdes does the same). The
+/// frame is theirs, so that is what such a value means. The copy is for schemas that nobody needs.
+fn with_length(body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(body.len() + 5);
+    // Zig-zag.
+    let mut length = 2 * body.len() as u64;
+    while length >= 0x80 {
+        bytes.push(length.to_le_bytes()[0] | 0x80);
+        length >>= 7;
+    }
+    bytes.push(length.to_le_bytes()[0]);
+    bytes.extend_from_slice(body);
+    bytes
 }
 
 /// How records say what they were written with.
@@ -337,11 +354,14 @@ impl AvroDecoder {
                 _ => Reject::schema(format!("schema {key} is not at hand")),
             });
         };
-        let program = match &self.shape.given {
+        let mut program = match &self.shape.given {
             Some(reader) => Program::resolve(&writer, reader, &self.fields)
                 .map_err(|error| Reject::schema(format!("schema {key}: {error}"))),
             None => Ok(Program::compile(&writer, &self.fields)),
         };
+        if let Ok(program) = &mut program {
+            program.is_bare = writer.is_bytes();
+        }
         Ok(self.remember(key, program))
     }
 
@@ -379,8 +399,11 @@ impl AvroDecoder {
                 },
             };
             let done = done.and_then(|(at, body)| match self.compiled.get(at) {
-                Some(Ok(program)) => Run::append(&program.root, body, target, row, &self.limits)
-                    .inspect_err(|_| target.truncate(row)),
+                Some(Ok(program)) => {
+                    let body = if program.is_bare { &with_length(body) } else { body };
+                    Run::append(&program.root, body, target, row, &self.limits)
+                        .inspect_err(|_| target.truncate(row))
+                }
                 Some(Err(reject)) => Err(reject.clone()),
                 None => Ok(None),
             });

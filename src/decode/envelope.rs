@@ -9,11 +9,12 @@ use arrow::array::{
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema};
+use futures::future::BoxFuture;
 
 use super::decoder::{BadRow, Decoder, Value};
 use super::projection::Projection;
 use super::reject::Reject;
-use super::schemas::SchemaKey;
+use super::schemas::{BatchSchemas, SchemaKey};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::record::RecordView;
 
@@ -64,6 +65,8 @@ pub struct RecordDecoder {
     payload: Box<dyn Decoder>,
     layout: Layout,
     projection: Projection,
+    /// What both sides look schemas up in.
+    schemas: Option<Arc<BatchSchemas>>,
 }
 
 /// What repeated keys and headers, or the rows of Arrow payloads, may fill in one batch.
@@ -89,14 +92,15 @@ static ERROR: LazyLock<Fields> = LazyLock::new(|| {
 
 impl RecordDecoder {
     /// A decoder of records whose sides `key` and `payload` decode; they were made for the part of them that
-    /// `projection` wants (see [`side`](Self::side)).
+    /// `projection` wants (see [`side`](Self::side)), and look schemas up in `schemas`.
     pub fn new(
         key: Box<dyn Decoder>,
         payload: Box<dyn Decoder>,
         layout: Layout,
         projection: Projection,
+        schemas: Option<Arc<BatchSchemas>>,
     ) -> Self {
-        Self { key, payload, layout, projection }
+        Self { key, payload, layout, projection, schemas }
     }
 
     /// The part of a key or payload that a reader with `projection` wants; `None` for nothing of it.
@@ -241,6 +245,21 @@ impl RecordDecoder {
             }
         }
         keys
+    }
+
+    /// Fetches the schemas that are [unfetched](Self::unfetched); they stay until the batch [is done](Self::done).
+    pub fn fetch(&self, keys: Vec<SchemaKey>) -> BoxFuture<'static, ()> {
+        match &self.schemas {
+            Some(schemas) => Box::pin(schemas.clone().fetch_all(keys)),
+            None => Box::pin(std::future::ready(())),
+        }
+    }
+
+    /// The batch that was decoded is done with.
+    pub fn done(&self) {
+        if let Some(schemas) = &self.schemas {
+            schemas.forget();
+        }
     }
 }
 

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use arrow::array::ArrayRef;
 use parking_lot::Mutex;
@@ -20,16 +19,10 @@ use super::projection::Projection;
 use super::protobuf::{GivenMessage, ProtobufDecoder, SharedMessages};
 use super::raw::RawDecoder;
 use super::reject::RecordLimits;
-use super::schemas::{Lookup, SchemaKey, Schemas};
+use super::schemas::{BatchSchemas, Lookup, SchemaKey, Schemas};
 use super::text::TextDecoder;
 use crate::config::formats::{Format, FormatsConfig, OnBadRecord, TopicSettings};
 use crate::error::{Error, Result};
-
-/// How long to wait before a registry is asked again.
-const FETCH_BACKOFF_MIN: Duration = Duration::from_millis(100);
-
-/// The longest such wait.
-const FETCH_BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// The formats of all topics.
 pub struct Formats {
@@ -42,6 +35,7 @@ pub struct Formats {
 pub struct TopicFormat {
     key: Arc<SideFormat>,
     payload: Arc<SideFormat>,
+    schemas: Option<Arc<dyn Schemas>>,
     /// What becomes of records that cannot be decoded.
     pub on_bad_record: OnBadRecord,
 }
@@ -55,7 +49,6 @@ struct SideFormat {
     found: OnceLock<Format>,
     settings: SideSettings,
     limits: RecordLimits,
-    schemas: Option<Arc<dyn Schemas>>,
     json: Arc<SharedShape>,
     csv: Arc<SharedShape>,
     columns: Arc<SharedColumns>,
@@ -118,26 +111,9 @@ impl Formats {
         Ok(TopicFormat {
             key: self.side(topic, Side::Key, settings)?,
             payload: self.side(topic, Side::Payload, settings)?,
+            schemas: self.schemas.clone(),
             on_bad_record: settings.on_bad_record.unwrap_or(self.config.on_bad_record),
         })
-    }
-
-    /// Fetches `keys`, however long that takes: an unreachable registry is no error of the data.
-    pub async fn fetch(&self, keys: &[SchemaKey]) {
-        let Some(schemas) = &self.schemas else { return };
-        let mut backoff = FETCH_BACKOFF_MIN;
-        let attempt = || async {
-            let (schemas, keys) = (schemas.clone(), keys.to_vec());
-            // Goes on when the pop that waits for it gives up: a registry that is slower than a pop's timeout must still
-            // be got past by the next one.
-            let attempt = tokio::spawn(async move { schemas.fetch(&keys).await });
-            attempt.await.unwrap_or_else(|error| Err(Error::internal(error.to_string())))
-        };
-        while let Err(error) = attempt().await {
-            tracing::warn!(%error, "schemas cannot be fetched; trying again");
-            tokio::time::sleep(backoff).await;
-            backoff = (backoff * 2).min(FETCH_BACKOFF_MAX);
-        }
     }
 
     fn side(
@@ -175,7 +151,6 @@ impl Formats {
                 elements_max: self.config.record_elements_max,
                 depth_max: self.config.record_depth_max,
             },
-            schemas: self.schemas.clone(),
             json: SharedShape::new(self.config.fields_max),
             csv: SharedShape::new(self.config.fields_max),
             columns: Arc::default(),
@@ -208,11 +183,7 @@ fn given(
             AvroShape::given(&text, []).map(Given::Avro).map(Some).map_err(named)
         }
         (Format::Protobuf, Some(message)) => {
-            let label = path.file_name().unwrap_or_default().to_string_lossy();
-            GivenMessage::new(&label, &text, &[], message)
-                .map(Given::Protobuf)
-                .map(Some)
-                .map_err(named)
+            GivenMessage::new(path, &text, message).map(Given::Protobuf).map(Some).map_err(named)
         }
         (Format::Protobuf, None) => Err(Error::invalid(format!(
             "{side}-message: which message of {} it is",
@@ -242,11 +213,11 @@ impl TopicFormat {
         let part = |side| {
             RecordDecoder::side(projection, layout, side).unwrap_or_else(Projection::nothing)
         };
-        let key = self.key.decoder(self.key.configured, part(Side::Key))?;
-        let payload = self
-            .payload
-            .decoder(payload.unwrap_or(self.payload.configured), part(Side::Payload))?;
-        Ok(RecordDecoder::new(key, payload, layout, projection.clone()))
+        let schemas = self.schemas.clone().map(BatchSchemas::new);
+        let key = self.key.decoder(self.key.configured, part(Side::Key), &schemas)?;
+        let payload = payload.unwrap_or(self.payload.configured);
+        let payload = self.payload.decoder(payload, part(Side::Payload), &schemas)?;
+        Ok(RecordDecoder::new(key, payload, layout, projection.clone(), schemas))
     }
 
     /// What payloads were found to be made of, or are said to be.
@@ -263,11 +234,17 @@ impl SideFormat {
         self: &Arc<Self>,
         format: Format,
         projection: Projection,
+        schemas: &Option<Arc<BatchSchemas>>,
     ) -> Result<Box<dyn Decoder>> {
         Ok(match format {
             Format::Auto => match self.found.get() {
-                Some(found) => return self.decoder(*found, projection),
-                None => Box::new(AutoDecoder { side: self.clone(), projection, decoder: None }),
+                Some(found) => return self.decoder(*found, projection, schemas),
+                None => Box::new(AutoDecoder {
+                    side: self.clone(),
+                    projection,
+                    schemas: schemas.clone(),
+                    decoder: None,
+                }),
             },
             Format::Raw => Box::new(RawDecoder::new()),
             Format::Text => Box::new(TextDecoder::new()),
@@ -296,7 +273,7 @@ impl SideFormat {
                     self.limits,
                 ))
             }
-            Format::Avro => Box::new(match (&self.given, &self.schemas) {
+            Format::Avro => Box::new(match (&self.given, schemas) {
                 (Some(Given::Avro(shape)), _) => {
                     AvroDecoder::plain(shape.clone(), projection, self.limits)?
                 }
@@ -308,7 +285,7 @@ impl SideFormat {
                 ),
                 (_, None) => return Err(no_schema("avro")),
             }),
-            Format::Protobuf => Box::new(match (&self.given, &self.schemas) {
+            Format::Protobuf => Box::new(match (&self.given, schemas) {
                 (Some(Given::Protobuf(message)), _) => ProtobufDecoder::with_message(
                     self.messages.clone(),
                     message.clone(),
@@ -335,7 +312,16 @@ fn no_schema(format: &str) -> Error {
 struct AutoDecoder {
     side: Arc<SideFormat>,
     projection: Projection,
+    schemas: Option<Arc<BatchSchemas>>,
     decoder: Option<Box<dyn Decoder>>,
+}
+
+impl AutoDecoder {
+    /// The format of most of `samples`, unless another reader of the topic has found out.
+    fn format(&self, samples: &[Value<'_>]) -> Format {
+        let schemas = self.schemas.as_deref().map(|schemas| schemas as &dyn Schemas);
+        self.side.found.get().copied().unwrap_or_else(|| detect(samples, schemas))
+    }
 }
 
 fn samples<'a>(values: &[Option<Value<'a>>]) -> Vec<Value<'a>> {
@@ -346,7 +332,7 @@ impl Decoder for AutoDecoder {
     fn reads_schemas(&self) -> bool {
         match &self.decoder {
             Some(decoder) => decoder.reads_schemas(),
-            None => self.side.schemas.is_some(),
+            None => self.schemas.is_some(),
         }
     }
 
@@ -357,11 +343,12 @@ impl Decoder for AutoDecoder {
                 return RawDecoder::new().decode(values, bad);
             }
             let found = *self.side.found.get_or_init(|| {
-                let found = detect(&samples, self.side.schemas.as_deref());
+                let found = self.format(&samples);
                 tracing::info!(topic = %self.side.topic, side = ?self.side.side, format = ?found, "format found");
                 found
             });
-            self.decoder = Some(self.side.decoder(found, self.projection.clone())?);
+            self.decoder =
+                Some(self.side.decoder(found, self.projection.clone(), &self.schemas)?);
         }
         match &mut self.decoder {
             Some(decoder) => decoder.decode(values, bad),
@@ -370,12 +357,19 @@ impl Decoder for AutoDecoder {
     }
 
     fn unfetched(&self, values: &[Option<Value<'_>>]) -> Vec<SchemaKey> {
-        match (&self.decoder, &self.side.schemas) {
+        match (&self.decoder, &self.schemas) {
             (Some(decoder), _) => decoder.unfetched(values),
             (None, Some(schemas)) => {
-                let mut keys = framed_keys(&samples(values));
+                let samples = samples(values);
+                let mut keys = framed_keys(&samples);
                 keys.retain(|key| matches!(schemas.look_up(key), Lookup::Unfetched));
-                keys
+                if !keys.is_empty() || samples.is_empty() {
+                    return keys;
+                }
+                // The values behind the samples may name other schemas.
+                let format = self.format(&samples);
+                let decoder = self.side.decoder(format, Projection::nothing(), &self.schemas);
+                decoder.map_or(Vec::new(), |decoder| decoder.unfetched(values))
             }
             (None, None) => Vec::new(),
         }
@@ -389,3 +383,6 @@ impl Decoder for AutoDecoder {
         self.decoder.as_ref().map_or(0, |decoder| decoder.texts())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,8 +26,11 @@
 //! struct of its own, called by its full name; one that comes later gets such a struct beside the columns that are
 //! there already. A name without a package gets a dot in front, so that it is no field's.
 //!
-//! A field whose type changed so that no Arrow type holds both keeps its first type. Records with the new one have all
-//! other fields, null there, and say so among the bad rows.
+//! Fields change as Protobuf's rules for updating a type allow, and columns only widen, whichever schema is seen first:
+//! integers and floats to a type that holds both; `string` and `bytes` to Binary; single and `repeated` to a List, in which
+//! a single value is the only item (also a default that is not on the wire: it is the writer's value), and what is null
+//! otherwise stays null. A field whose type changed so that no Arrow type holds both keeps its first type. Records with the
+//! new one have all other fields, null there, and say so among the bad rows.
 
 mod fill;
 mod json;
@@ -37,6 +40,7 @@ mod schema;
 mod shape;
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -247,16 +251,16 @@ fn within<'p>(projection: &'p Projection, name: &str) -> Option<&'p Projection> 
 }
 
 impl GivenMessage {
-    /// The message `full_name` of the file `text`, which errors call `label`. It may import files of Google's and of
-    /// `references`.
+    /// The message `full_name` of the file `path`, whose text is `text`. It may import files of Google's, and those that
+    /// lie beside it.
     ///
     /// # Errors
-    /// The text cannot be used, or has no such message.
-    pub fn new(label: &str, text: &str, references: &[Reference], full_name: &str) -> Result<Self> {
+    /// The text cannot be used, imports what is not there, or has no such message.
+    pub fn new(path: &Path, text: &str, full_name: &str) -> Result<Self> {
         let invalid = |reject: Reject| Error::invalid(reject.message);
-        let schema = Schema::compile(label, text, references).map_err(invalid)?;
+        let schema = Schema::of_file(path, text).map_err(invalid)?;
         let descriptor = schema.message_named(full_name).map_err(invalid)?;
-        Ok(Self { label: label.to_owned(), descriptor })
+        Ok(Self { label: schema.label().to_owned(), descriptor })
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::fmt::{Display, Formatter};
 
+/// Characters that are kept of what is said about a schema: errors may quote it, and it may have megabytes.
+const SCHEMA_CHARS_MAX: usize = 500;
+
 /// Why a value became a bad row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reject {
@@ -65,8 +68,13 @@ impl Reject {
         Self::new(Reason::Limit, format!("more than {what}"))
     }
 
-    /// The schema is unknown or cannot be used.
+    /// The schema is unknown or cannot be used. A long message is cut.
     pub fn schema(message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        if let Some((end, _)) = message.char_indices().nth(SCHEMA_CHARS_MAX) {
+            message.truncate(end);
+            message.push('…');
+        }
         Self::new(Reason::Schema, message)
     }
 }
@@ -136,5 +144,17 @@ impl Meter {
             }
             None => Err(Reject::limit("the elements one record may have")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_schemas_is_short() {
+        assert_eq!(Reject::schema("schema 7: gone").message, "schema 7: gone");
+        assert_eq!(Reject::schema("ä".repeat(500)).message, "ä".repeat(500));
+        assert_eq!(Reject::schema("ä".repeat(9_000)).message, "ä".repeat(500) + "…");
     }
 }

@@ -1,8 +1,9 @@
 //! [`SchemaRegistry`]: a client of Confluent's schema registry and those that speak like it, with its cache.
 //!
-//! A schema never changes once it has an id, so it is kept for good. That there is no such schema is believed for
-//! half a minute: its producer may register it late, or the registry may lag behind. Everything else that goes wrong
-//! is the registry's state and no fault of the data, so the caller waits and tries again.
+//! A schema never changes once it has an id, so it is kept for good. That there is no such schema, or that the registry
+//! does not give it (most answers of 4xx), is believed for half a minute: its producer may register it late, or the
+//! registry may lag behind. Everything else that goes wrong is the registry's state and no fault of the data, so the
+//! caller waits and tries again.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -35,11 +36,14 @@ const ANSWER_BYTES_MAX: usize = 8 << 20;
 /// Schemas that one schema may refer to, directly or not.
 const REFERENCES_MAX: usize = 256;
 
+/// Bytes of an answer that is no schema, which may say why.
+const REFUSAL_BYTES_MAX: usize = 64 << 10;
+
+/// Characters of what the registry says that are passed on.
+const SAID_CHARS_MAX: usize = 200;
+
 /// Redirects followed for one request.
 const REDIRECTS_MAX: usize = 3;
-
-/// Requests at a time for the schemas of one batch.
-const REQUESTS_MAX: usize = 8;
 
 /// How long the registry may take.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +70,7 @@ pub struct SchemaRegistry {
     is_available: AtomicBool,
     cache: Mutex<HashMap<SchemaKey, Cached>>,
     /// Keys that are being fetched. Whoever needs one of them waits for the same answer.
-    in_flight: Mutex<HashMap<SchemaKey, Arc<OnceCell<Result<()>>>>>,
+    in_flight: Mutex<HashMap<SchemaKey, Arc<OnceCell<Result<Lookup>>>>>,
     metrics: Arc<Metrics>,
 }
 
@@ -74,6 +78,8 @@ struct Server {
     url: Url,
     /// Host and port: what errors say, because a URL may hold a password.
     name: String,
+    /// It has answered as a schema registry does.
+    is_registry: AtomicBool,
 }
 
 /// What URLs do not say.
@@ -83,9 +89,10 @@ enum Credentials {
     Bearer(String),
 }
 
-enum Cached {
-    Known(Arc<RegisteredSchema>),
-    Unknown { why: String, since: Instant },
+struct Cached {
+    /// Never [`Lookup::Unfetched`].
+    lookup: Lookup,
+    since: Instant,
 }
 
 /// What the registry says of a schema.
@@ -102,6 +109,24 @@ struct AnsweredReference {
     name: String,
     subject: String,
     version: i32,
+}
+
+/// What the registry says where it gives no schema.
+#[derive(Deserialize)]
+struct Complaint {
+    #[serde(rename = "error_code")]
+    _code: i64,
+    message: Option<String>,
+}
+
+/// What a server says of a schema.
+enum Reply {
+    Schema(Answer),
+    /// It does not give it.
+    Refused {
+        status: StatusCode,
+        said: Option<String>,
+    },
 }
 
 /// Why there is no answer.
@@ -164,37 +189,24 @@ impl SchemaRegistry {
         self.is_available.load(Ordering::Relaxed)
     }
 
-    /// Makes `keys` known, or known to be unknown.
-    ///
-    /// # Errors
-    /// `Unavailable`: the registry cannot say; trying again may help.
-    pub async fn fetch(&self, keys: &[SchemaKey]) -> Result<()> {
-        for keys in keys.chunks(REQUESTS_MAX) {
-            let fetches = keys.iter().map(|key| self.fetch_one(*key));
-            // What the others got is kept, also if one of them fails.
-            futures::future::join_all(fetches).await.into_iter().collect::<Result<()>>()?;
-        }
-        Ok(())
-    }
-
-    async fn fetch_one(&self, key: SchemaKey) -> Result<()> {
-        if self.cached(&key).is_some() {
-            return Ok(());
+    async fn fetch_one(&self, key: SchemaKey) -> Result<Lookup> {
+        if let Some(lookup) = self.cached(&key) {
+            return Ok(lookup);
         }
         let flight = self.in_flight.lock().entry(key).or_default().clone();
         let outcome = flight
             .get_or_init(|| async {
                 // It may have come in between.
-                if self.cached(&key).is_some() {
-                    return Ok(());
+                if let Some(lookup) = self.cached(&key) {
+                    return Ok(lookup);
                 }
-                let cached = match self.schema(key).await {
-                    Ok(schema) => Cached::Known(Arc::new(schema)),
-                    Err(Miss::Unknown(why)) => Cached::Unknown { why, since: Instant::now() },
+                let lookup = match self.schema(key).await {
+                    Ok(schema) => Lookup::Known(Arc::new(schema)),
+                    Err(Miss::Unknown(why)) => Lookup::Unknown(why),
                     Err(Miss::Unavailable(error)) => return Err(error),
                 };
-                self.keep(key, cached);
-                Ok(())
+                self.keep(key, lookup.clone());
+                Ok(lookup)
             })
             .await
             .clone();
@@ -206,35 +218,44 @@ impl SchemaRegistry {
     }
 
     fn cached(&self, key: &SchemaKey) -> Option<Lookup> {
-        match self.cache.lock().get(key)? {
-            Cached::Known(schema) => Some(Lookup::Known(schema.clone())),
-            Cached::Unknown { why, since } if since.elapsed() < UNKNOWN_TTL => {
-                Some(Lookup::Unknown(why.clone()))
-            }
-            Cached::Unknown { .. } => None,
-        }
+        let cache = self.cache.lock();
+        let Cached { lookup, since } = cache.get(key)?;
+        let is_believed = matches!(lookup, Lookup::Known(_)) || since.elapsed() < UNKNOWN_TTL;
+        is_believed.then(|| lookup.clone())
     }
 
-    fn keep(&self, key: SchemaKey, cached: Cached) {
+    fn keep(&self, key: SchemaKey, lookup: Lookup) {
         let mut cache = self.cache.lock();
         if cache.len() >= KEPT_MAX {
             // Those that exist are worth more.
-            cache.retain(|_, cached| matches!(cached, Cached::Known(_)));
+            cache.retain(|_, cached| matches!(cached.lookup, Lookup::Known(_)));
             if cache.len() >= KEPT_MAX {
                 cache.clear();
             }
         }
-        cache.insert(key, cached);
+        cache.insert(key, Cached { lookup, since: Instant::now() });
     }
 
     async fn schema(&self, key: SchemaKey) -> Result<RegisteredSchema, Miss> {
+        if let SchemaKey::Id(id) = key
+            && i32::try_from(id).is_err()
+        {
+            // Garbled values name such ids, and registries answer them as they answer wrong paths.
+            return Err(Miss::Unknown(format!("no registry has ids beyond {}", i32::MAX)));
+        }
         let text = key.to_string();
         let path = match key {
             SchemaKey::Id(_) => ["schemas", "ids", &text],
             SchemaKey::Guid(_) => ["schemas", "guids", &text],
         };
-        let Some(answer) = self.ask(&path, false).await? else {
-            return Err(Miss::Unknown("the registry does not know it".to_owned()));
+        let answer = match self.ask(&path, false).await? {
+            Reply::Schema(answer) => answer,
+            Reply::Refused { status: StatusCode::NOT_FOUND, .. } => {
+                return Err(Miss::Unknown("the registry does not know it".to_owned()));
+            }
+            Reply::Refused { status, said } => {
+                return Err(Miss::Unknown(format!("the registry {}", refuses(status, said))));
+            }
         };
         let kind = match answer.kind.as_deref() {
             None | Some("AVRO") => SchemaKind::Avro,
@@ -269,10 +290,20 @@ impl SchemaRegistry {
                 collected.places.push((name.clone(), place.clone()));
                 let (subject, version) = (place.0, place.1.to_string());
                 let path = ["subjects", &subject, "versions", &version];
-                let Some(answer) = self.ask(&path, true).await? else {
-                    return Err(Miss::Unknown(format!(
-                        "it refers to version {version} of the subject '{subject}', which does not exist"
-                    )));
+                let refused = |why: &dyn fmt::Display| {
+                    Miss::Unknown(format!(
+                        "it refers to version {version} of the subject '{subject}', which {why}"
+                    ))
+                };
+                let answer = match self.ask(&path, true).await? {
+                    Reply::Schema(answer) => answer,
+                    Reply::Refused { status: StatusCode::NOT_FOUND, .. } => {
+                        return Err(refused(&"does not exist"));
+                    }
+                    Reply::Refused { status, said } => {
+                        let why = refuses(status, said);
+                        return Err(refused(&format_args!("the registry {why}")));
+                    }
                 };
                 self.collect(answer.references.unwrap_or_default(), collected).await?;
                 collected.references.push(Reference { name, text: answer.schema });
@@ -281,8 +312,8 @@ impl SchemaRegistry {
         })
     }
 
-    /// Asks one server after the other, until one knows; `None` if it does not exist.
-    async fn ask(&self, path: &[&str], with_deleted: bool) -> Result<Option<Answer>, Miss> {
+    /// Asks one server after the other, until one can say.
+    async fn ask(&self, path: &[&str], with_deleted: bool) -> Result<Reply, Miss> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut last = None;
         for turn in 0..self.servers.len() {
@@ -292,8 +323,8 @@ impl SchemaRegistry {
             let answer = self.ask_server(server, path, with_deleted).await;
             self.metrics.schema_registry_seconds.observe(began.elapsed().as_secs_f64());
             let outcome = match &answer {
-                Ok(Some(_)) => "ok",
-                Ok(None) => "unknown",
+                Ok(Reply::Schema(_)) => "ok",
+                Ok(Reply::Refused { .. }) => "unknown",
                 Err(_) => "error",
             };
             self.metrics.schema_registry_requests.with_label_values(&[outcome]).inc();
@@ -316,7 +347,7 @@ impl SchemaRegistry {
         server: &Server,
         path: &[&str],
         with_deleted: bool,
-    ) -> Result<Option<Answer>, String> {
+    ) -> Result<Reply, String> {
         let mut url = server.url.clone();
         match url.path_segments_mut() {
             Ok(mut segments) => segments.pop_if_empty().extend(path),
@@ -335,25 +366,73 @@ impl SchemaRegistry {
             Credentials::Basic { user, password } => request.basic_auth(user, password.as_ref()),
             Credentials::Bearer(token) => request.bearer_auth(token),
         };
-        let mut response = request.send().await.map_err(chain)?;
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::NOT_FOUND => return Ok(None),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                return Err(format!("refuses the credentials ({})", response.status().as_u16()));
+        let response = request.send().await.map_err(chain)?;
+        let status = response.status();
+        match status {
+            StatusCode::OK => {
+                let Some(body) = body(response, ANSWER_BYTES_MAX).await? else {
+                    return Err(format!("answers with more than {ANSWER_BYTES_MAX} bytes"));
+                };
+                let answer = serde_json::from_slice(&body)
+                    .map_err(|error| format!("answers with what is no schema: {error}"))?;
+                server.is_registry.store(true, Ordering::Relaxed);
+                Ok(Reply::Schema(answer))
             }
-            status => return Err(format!("answers with status {}", status.as_u16())),
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(chain)? {
-            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(format!("answers with more than {ANSWER_BYTES_MAX} bytes"));
+            StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                Err(format!("refuses the credentials ({})", status.as_u16()))
             }
-            body.extend_from_slice(&chunk);
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+                Err(format!("answers with status {}", status.as_u16()))
+            }
+            status if status.is_client_error() => {
+                let body = body(response, REFUSAL_BYTES_MAX).await?.unwrap_or_default();
+                let complaint: Option<Complaint> = serde_json::from_slice(&body).ok();
+                if complaint.is_some() {
+                    server.is_registry.store(true, Ordering::Relaxed);
+                }
+                // A URL that leads elsewhere answers 404 to everything. If that were believed, all rows would be bad and
+                // soon acked: whoever mistyped it wants to see on /readyz that nothing is read, and to lose nothing. So a
+                // page that is no registry's counts as the registry being away, until that server has answered as one:
+                // then it is a proxy's page for the same news. The path of GUIDs proves nothing, as older registries do
+                // not have it; nor may one garbled value that seems to name a GUID stop its topic.
+                if status == StatusCode::NOT_FOUND
+                    && path.get(1) != Some(&"guids")
+                    && !server.is_registry.load(Ordering::Relaxed)
+                {
+                    return Err("answers 404 with what is no schema registry's: is the path of its URL right?"
+                        .to_owned());
+                }
+                let said = complaint.and_then(|complaint| complaint.message);
+                let said = said.map(|said| said.chars().take(SAID_CHARS_MAX).collect());
+                Ok(Reply::Refused { status, said })
+            }
+            status => Err(format!("answers with status {}", status.as_u16())),
         }
-        serde_json::from_slice(&body)
-            .map(Some)
-            .map_err(|error| format!("answers with what is no schema: {error}"))
+    }
+}
+
+/// All of a body; `None` if it has more than `bytes_max`.
+async fn body(
+    mut response: reqwest::Response,
+    bytes_max: usize,
+) -> Result<Option<Vec<u8>>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(chain)? {
+        if body.len() + chunk.len() > bytes_max {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body))
+}
+
+/// What a registry does that gives no schema.
+fn refuses(status: StatusCode, said: Option<String>) -> String {
+    match said {
+        Some(said) => format!("refuses with status {}: {said}", status.as_u16()),
+        None => format!("refuses with status {}", status.as_u16()),
     }
 }
 
@@ -372,8 +451,8 @@ impl Schemas for SchemaRegistry {
         cached.unwrap_or(Lookup::Unfetched)
     }
 
-    fn fetch<'a>(&'a self, keys: &'a [SchemaKey]) -> BoxFuture<'a, Result<()>> {
-        Box::pin(Self::fetch(self, keys))
+    fn fetch(&self, key: SchemaKey) -> BoxFuture<'_, Result<Lookup>> {
+        Box::pin(self.fetch_one(key))
     }
 }
 
@@ -403,7 +482,7 @@ impl Server {
         }
         url.set_query(None);
         url.set_fragment(None);
-        Ok(Self { url, name })
+        Ok(Self { url, name, is_registry: AtomicBool::new(false) })
     }
 }
 

@@ -14,7 +14,6 @@ use super::session::{Pop, Room, Session};
 use crate::config::formats::{Format, OnBadRecord};
 use crate::decode::envelope::{Decoded, RecordDecoder};
 use crate::decode::formats::{Formats, TopicFormat};
-use crate::decode::schemas::SchemaKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::producer::Producer;
 use crate::kafka::record::{Record, RecordView};
@@ -72,8 +71,8 @@ pub enum Drained {
     Nothing(Pop),
     /// There is a batch, which may fill up until then.
     Filling(Instant),
-    /// These schemas have to be fetched first.
-    Unfetched(Vec<SchemaKey>),
+    /// Schemas have to be fetched first; this ends when they are.
+    Unfetched(BoxFuture<'static, ()>),
     /// Dead letters have to be stored first; this ends when there is something new to know of them.
     Storing(BoxFuture<'static, ()>),
 }
@@ -146,7 +145,7 @@ impl Drain {
             gathered.records.iter_mut().map(|record| record.view(name, with_headers)).collect();
         let unfetched = topic.decoder.unfetched(&views);
         if !unfetched.is_empty() {
-            return Ok(Drained::Unfetched(unfetched));
+            return Ok(Drained::Unfetched(topic.decoder.fetch(unfetched)));
         }
         let began = Instant::now();
         let mut covered = views.len();
@@ -175,6 +174,7 @@ impl Drain {
             }
             decoded = topic.decoder.decode(views.get(..covered).unwrap_or_default())?;
         }
+        topic.decoder.done();
         let asked = self.options.format.filter(|format| *format != Format::Auto);
         let format = asked.unwrap_or_else(|| topic.format.payload_format());
         let done = views.get(..covered).unwrap_or_default();

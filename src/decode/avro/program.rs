@@ -19,6 +19,8 @@ use super::schema::{Field, Kind, Logical, NodeId, Only, Schema, SchemaError};
 pub struct Program {
     /// Into the topic's struct.
     pub root: Record,
+    /// The value is all there is, without the length that Avro puts in front of bytes.
+    pub is_bare: bool,
 }
 
 /// What to do with the bytes of a value and the column it goes to.
@@ -188,7 +190,7 @@ impl Program {
                 Record { fields: vec![place], defaults: Vec::new() }
             }
         };
-        Self { root }
+        Self { root, is_bare: false }
     }
 
     /// The same where the user's schema `reader` says what `columns` are.
@@ -224,7 +226,7 @@ impl Program {
                 Record { fields: vec![place], defaults: Vec::new() }
             }
         };
-        Ok(Self { root })
+        Ok(Self { root, is_bare: false })
     }
 }
 

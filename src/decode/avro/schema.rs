@@ -187,6 +187,11 @@ impl Schema {
         Ok(Self { nodes: parser.nodes, root })
     }
 
+    /// Whether its values are bytes, whatever these mean.
+    pub fn is_bytes(&self) -> bool {
+        matches!(self.node(self.root).kind, Kind::Bytes)
+    }
+
     /// A type.
     pub fn node(&self, id: NodeId) -> &Node {
         // There is no other way to an id than a node of this list.

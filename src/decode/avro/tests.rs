@@ -502,6 +502,10 @@ proptest! {
         let text = schema_of(&of).to_string();
         // It takes two logical types for one, and then refuses a union of both.
         let Ok(theirs) = apache_avro::Schema::parse_str(&text) else { return Ok(()) };
+        // See `bytes_alone_have_no_length`.
+        if Schema::parse(&text, []).expect("a schema").is_bytes() {
+            return Ok(());
+        }
         let is_record = matches!(of, Type::Record(..));
         let mut records = Vec::new();
         let mut wanted = Vec::new();
@@ -847,6 +851,47 @@ fn schemas_are_fetched_first() {
         registered(&Arc::new(registry)).decode(&values, &mut Vec::new()).expect_err("not at hand");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.message(), "schema 1 is not fetched");
+}
+
+/// A schema that is nothing but bytes: Confluent's serializer writes them behind the frame as they are.
+#[test]
+fn bytes_alone_have_no_length() {
+    let decimal = r#"{"type":"bytes","logicalType":"decimal","precision":6,"scale":2}"#;
+    let record = r#"{"type":"record","name":"R","fields":[{"name":"value","type":"bytes"}]}"#;
+    let registry =
+        Registry::of(&[r#""bytes""#, decimal, r#"["null","bytes"]"#, record, r#""string""#]);
+    let long = vec![7; 300_000];
+    // The second one could be Avro's, with its length.
+    let bodies: [&[u8]; 6] = [b"", b"\x06abc", b"{}", b"\x04", b"\xff\xff\xff\xff", &long];
+    let records: Vec<Vec<u8>> = bodies.iter().map(|body| framed(1, body)).collect();
+    let (array, bad) = decode(&mut registered(&registry), &records);
+    assert_eq!(bad, []);
+    let wanted: Vec<Json> = bodies.iter().map(|body| json!({"value": hex(body)})).collect();
+    assert_eq!(rows(&array), wanted);
+    // Also with the id in a header, and where there are other things around them.
+    let header = framed(1, b"");
+    let value = Value { bytes: b"\x06abc", schema_header: Some(&header) };
+    let array = registered(&registry).decode(&[Some(value)], &mut Vec::new()).expect("decoded");
+    assert_eq!(rows(&array), [json!({"value": hex(b"\x06abc")})]);
+    let (array, bad) = decode(&mut registered(&registry), &[framed(2, b"\x03\xe7")]);
+    assert_eq!((rows(&array), bad), (vec![json!({"value": "999"})], vec![]));
+    for (id, good, cut) in [(3, &b"\x02\x06abc"[..], &b"\x02abc"[..]), (4, b"\x06abc", b"abc")] {
+        let (array, bad) = decode(&mut registered(&registry), &[framed(id, good), framed(id, cut)]);
+        assert_eq!(rows(&array)[0], json!({"value": hex(b"abc")}));
+        assert_eq!(bad.len(), 1);
+    }
+    let (array, _) = decode(&mut registered(&registry), &[framed(5, b"\x06abc")]);
+    assert_eq!(rows(&array), [json!({"value": "abc"})]);
+    // Nothing but the bytes is too much.
+    let limits = RecordLimits { bytes_max: 1_000, ..RecordLimits::default() };
+    let shape = AvroShape::new();
+    let mut small = AvroDecoder::registered(shape, registry, Projection::All, limits);
+    let (_, bad) = decode(&mut small, &[framed(1, &long)]);
+    assert_eq!(bad.len(), 1);
+    // What names no schema is Avro and nothing else.
+    let (array, bad) = decode(&mut plain(r#""bytes""#), &[b"\x06abc".to_vec(), b"abc".to_vec()]);
+    assert_eq!(rows(&array)[0], json!({"value": hex(b"abc")}));
+    assert_eq!(bad.len(), 1);
 }
 
 #[test]

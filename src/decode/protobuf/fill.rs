@@ -249,6 +249,7 @@ impl<'a> Filler<'a> {
         match &field.how {
             How::One(Item::Scalar(scalar)) => self.scalar(scalar, reader, column, row),
             How::One(item) => self.item(item, tag, reader, column, row),
+            How::Only(item) => self.only(item, tag, reader, column, row),
             How::List(item) => self.list(item, tag, reader, column, row),
             How::Map(map) => self.entry(map, reader, column, row),
             How::Skip | How::Misfit(_) => reader.skip(tag),
@@ -291,6 +292,11 @@ impl<'a> Filler<'a> {
             (Absent::Double(value), Values::Float64(values)) => put(values, nulls, row, *value),
             (Absent::Empty, Values::List { offsets, .. } | Values::Map { offsets, .. }) => {
                 open_offsets(offsets, nulls, row);
+            }
+            (Absent::Only(value), Values::List { offsets, items }) => {
+                let at = open_offsets(offsets, nulls, row);
+                self.absent(value, items, at)?;
+                end_offsets(offsets, at + 1)?;
             }
             (Absent::Int(value), values) => {
                 put_integer(i128::from(*value), values, nulls, row)?;
@@ -533,6 +539,29 @@ impl<'a> Filler<'a> {
         self.pieces.push(Piece { spot, bytes, is_first });
         let text = JsonMessage::new(&mut self.meter, self.limits.depth_max).text(root, all)?;
         put_bytes(column, nulls, spot.row, text.as_bytes())
+    }
+
+    /// Puts a value where it is the only item of a list: one that comes again takes its place, or is merged with it.
+    fn only(
+        &mut self,
+        item: &Item,
+        tag: u32,
+        reader: &mut Reader<'a>,
+        column: &mut Column,
+        row: usize,
+    ) -> Result<(), Fault> {
+        let Column { nulls, values: Values::List { offsets, items }, .. } = column else {
+            return Err(mistake());
+        };
+        open_offsets(offsets, nulls, row);
+        // Where the row begins, whether or not it has its item already.
+        let at = offsets.get(row).and_then(|at| usize::try_from(*at).ok()).ok_or_else(mistake)?;
+        self.meter.elements(match item {
+            Item::Message(plan) => 1 + plan.leaves,
+            _ => 1,
+        })?;
+        self.item(item, tag, reader, items, at)?;
+        Ok(end_offsets(offsets, at + 1)?)
     }
 
     /// Appends one or more items.

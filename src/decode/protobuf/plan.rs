@@ -8,11 +8,11 @@ use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind as FieldKind, MessageD
 
 use super::reader::{BYTES, FIXED32, FIXED64, GROUP, VARINT};
 use super::shape::{
-    JsonRoot, Kind, Known, StructShape, duration_type, leaves, pair, scalar_type, timestamp_type,
+    JsonRoot, Kind, Known, StructShape, duration_type, is_text_or_bytes, leaves, pair, scalar_type,
+    timestamp_type, unite_leaves,
 };
 use crate::decode::projection::Projection;
 use crate::decode::reject::Reject;
-use crate::decode::unite::unite;
 
 /// Field numbers below this are looked up in a table, others searched for.
 const DENSE_MAX: usize = 1_024;
@@ -62,6 +62,8 @@ pub enum How {
     Misfit(Box<Reject>),
     /// At most one value.
     One(Item),
+    /// At most one value, in a list: other writers have any number of them.
+    Only(Item),
     /// Any number of them; those of a fixed size or varints may be packed.
     List(Item),
     /// A map.
@@ -158,6 +160,8 @@ pub enum Absent {
     Bytes(Box<[u8]>),
     /// A list or a map.
     Empty,
+    /// The only item of a list.
+    Only(Box<Absent>),
 }
 
 /// The names of an enum's numbers.
@@ -337,7 +341,7 @@ impl MessagePlan {
             };
             let wire = match &how {
                 _ if field.is_group() => GROUP,
-                How::One(item) | How::List(item) => item.wire(),
+                How::One(item) | How::Only(item) | How::List(item) => item.wire(),
                 How::Map(_) => BYTES,
                 How::Skip | How::Misfit(_) => {
                     Scalar::of(&field.kind()).map_or(BYTES, |scalar| scalar.wire())
@@ -413,7 +417,13 @@ fn how(field: &FieldDescriptor, kind: &Kind, projection: &Projection, label: &st
             item(&field.kind(), kind, projection, label).map(How::List)
         }
         (None, kind) if !field.is_list() => {
-            item(&field.kind(), kind, projection, label).map(How::One)
+            match (item(&field.kind(), kind, projection, label), kind) {
+                (Some(item), _) => Some(How::One(item)),
+                (None, Kind::List(kind)) => {
+                    item(&field.kind(), kind, projection, label).map(How::Only)
+                }
+                (None, _) => None,
+            }
         }
         _ => None,
     }
@@ -422,7 +432,7 @@ fn how(field: &FieldDescriptor, kind: &Kind, projection: &Projection, label: &st
 fn item(kind: &FieldKind, column: &Kind, projection: &Projection, label: &str) -> Option<Item> {
     let scalar = |kind: &FieldKind| {
         let Kind::Leaf(data_type) = column else { return None };
-        let united = unite(data_type, &scalar_type(kind)?)?;
+        let united = unite_leaves(data_type, &scalar_type(kind)?)?;
         (united == *data_type).then(|| Scalar::of(kind)).flatten()
     };
     let FieldKind::Message(message) = kind else {
@@ -438,7 +448,7 @@ fn item(kind: &FieldKind, column: &Kind, projection: &Projection, label: &str) -
             let default = scalar.default(&kind.default_value());
             Some(Item::Wrapper(scalar, default))
         }
-        (Some(Known::Json(root)), Kind::Leaf(DataType::Utf8)) => Some(Item::Json(root)),
+        (Some(Known::Json(root)), Kind::Leaf(it)) if is_text_or_bytes(it) => Some(Item::Json(root)),
         (Some(Known::FieldMask), Kind::List(it)) if **it == Kind::Leaf(DataType::Utf8) => {
             Some(Item::FieldMask)
         }
@@ -455,13 +465,19 @@ fn item(kind: &FieldKind, column: &Kind, projection: &Projection, label: &str) -
 fn default(field: &FieldDescriptor, how: &How) -> Option<Absent> {
     let scalar = match how {
         How::List(_) | How::Map(_) => return Some(Absent::Empty),
-        How::One(Item::Scalar(scalar)) => scalar,
+        How::One(Item::Scalar(scalar)) | How::Only(Item::Scalar(scalar)) => scalar,
         _ => return None,
     };
     let is_explicit = field.field_descriptor_proto().default_value.is_some();
     let is_alone = field.containing_oneof().is_none();
-    (is_alone && (is_explicit || !field.supports_presence()))
-        .then(|| scalar.default(&field.default_value()))
+    if !is_alone || (!is_explicit && field.supports_presence()) {
+        return None;
+    }
+    let default = scalar.default(&field.default_value());
+    Some(match how {
+        How::Only(_) => Absent::Only(Box::new(default)),
+        _ => default,
+    })
 }
 
 fn misfit(field: &FieldDescriptor, kind: &Kind, label: &str) -> Reject {

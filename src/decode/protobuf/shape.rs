@@ -250,11 +250,22 @@ impl Learner {
 
     /// What does not unite stays as it is: the plan of the writer says so then.
     fn widen(&mut self, known: &mut Kind, field: &FieldDescriptor) {
+        let kind = field.kind();
         match (known, pair(field)) {
             (Kind::Map(_, known), Some((_, value))) => self.widen_item(known, &value.kind()),
-            (Kind::List(known), None) if field.is_list() => self.widen_item(known, &field.kind()),
-            (known, None) if !field.is_list() => self.widen_item(known, &field.kind()),
-            _ => {}
+            (_, Some(_)) => {}
+            (Kind::List(known), None) if field.is_list() => self.widen_item(known, &kind),
+            (known, None) if field.is_list() => {
+                if unites(known, &kind) {
+                    let mut item = std::mem::replace(known, Kind::Leaf(DataType::Binary));
+                    self.widen_item(&mut item, &kind);
+                    *known = Kind::List(Box::new(item));
+                    self.room = self.room.saturating_sub(1);
+                    self.changed = true;
+                }
+            }
+            (Kind::List(known), None) if !is_field_mask(&kind) => self.widen_item(known, &kind),
+            (known, None) => self.widen_item(known, &kind),
         }
     }
 
@@ -269,7 +280,7 @@ impl Learner {
                 self.message(shape, message);
             }
             (Kind::Leaf(known), None, kind) => {
-                let united = scalar_type(kind).and_then(|new| unite(known, &new));
+                let united = scalar_type(kind).and_then(|new| unite_leaves(known, &new));
                 if let Some(united) = united.filter(|united| united != known) {
                     *known = united;
                     self.changed = true;
@@ -277,6 +288,47 @@ impl Learner {
             }
             _ => {}
         }
+    }
+}
+
+/// The type that holds all values of two that have no types below them; `None` if there is none.
+pub fn unite_leaves(known: &DataType, new: &DataType) -> Option<DataType> {
+    match (known, new) {
+        // On the wire they are the same; all text is bytes, but not all bytes are text.
+        (DataType::Utf8, DataType::Binary) | (DataType::Binary, DataType::Utf8) => {
+            Some(DataType::Binary)
+        }
+        (known, new) => unite(known, new),
+    }
+}
+
+/// Whether single values of `kind` can be in a column of what single values became so far.
+fn unites(known: &Kind, kind: &FieldKind) -> bool {
+    let FieldKind::Message(message) = kind else {
+        let Kind::Leaf(known) = known else { return false };
+        return scalar_type(kind).and_then(|new| unite_leaves(known, &new)).is_some();
+    };
+    match (Known::of(message), known) {
+        (Some(Known::Timestamp), known) => *known == Kind::Leaf(timestamp_type()),
+        (Some(Known::Duration), known) => *known == Kind::Leaf(duration_type()),
+        (Some(Known::Wrapper(kind)), known) => unites(known, &kind),
+        (Some(Known::Json(_)), Kind::Leaf(known)) => is_text_or_bytes(known),
+        (None, Kind::Leaf(known)) => *known == DataType::Binary,
+        (None, Kind::Struct(_)) => true,
+        _ => false,
+    }
+}
+
+/// Whether JSON text can be in a column of this type.
+pub fn is_text_or_bytes(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Utf8 | DataType::Binary)
+}
+
+/// A single one is a list already.
+fn is_field_mask(kind: &FieldKind) -> bool {
+    match kind {
+        FieldKind::Message(message) => matches!(Known::of(message), Some(Known::FieldMask)),
+        _ => false,
     }
 }
 

@@ -81,7 +81,7 @@ fn given(text: &str, name: &str) -> ProtobufDecoder {
 }
 
 fn given_part(text: &str, name: &str, projection: Projection) -> ProtobufDecoder {
-    let message = GivenMessage::new("it.proto", text, &[], name).expect("a message");
+    let message = GivenMessage::new(Path::new("it.proto"), text, name).expect("a message");
     let limits = RecordLimits::default();
     ProtobufDecoder::with_message(SharedMessages::new(), message, projection, limits)
 }
@@ -723,7 +723,7 @@ fn limits_make_bad_records() {
     let text = r#"syntax = "proto3"; import "google/protobuf/struct.proto";
         message M { repeated N n = 1; repeated int32 r = 2; google.protobuf.Value v = 3; string s = 4; }
         message N { int32 a = 1; int32 b = 2; int32 c = 3; }"#;
-    let message = GivenMessage::new("it.proto", text, &[], "M").expect("a message");
+    let message = GivenMessage::new(Path::new("it.proto"), text, "M").expect("a message");
     let limits = RecordLimits { bytes_max: 1_000, elements_max: 100, depth_max: 8 };
     let mut decoder =
         ProtobufDecoder::with_message(SharedMessages::new(), message, Projection::All, limits);
@@ -960,6 +960,255 @@ fn schemas_evolve() {
     // 2^53 + 1 is no Float64.
     let exact = framed(1, b"\0", b"\x38\x81\x80\x80\x80\x80\x80\x80\x10");
     assert!(error(&mut third, &exact).contains("the integers that a Float64 holds"));
+}
+
+/// A value of a narrower column, as a wider one has it.
+fn widened(value: &Json, data_type: &DataType) -> Json {
+    match (data_type, value) {
+        (DataType::List(item), Json::Array(items)) => {
+            items.iter().map(|value| widened(value, item.data_type())).collect()
+        }
+        (DataType::List(item), value) => json!([widened(value, item.data_type())]),
+        (DataType::Struct(fields), Json::Object(object)) => {
+            let of = |name: &str| fields.iter().find(|it| it.name() == name).expect("a field");
+            let all = object.iter();
+            all.map(|(name, it)| (name.clone(), widened(it, of(name).data_type()))).collect()
+        }
+        (DataType::Map(entries, _), Json::Object(object)) => {
+            let DataType::Struct(pair) = entries.data_type() else { panic!("no entries") };
+            let of = pair[1].data_type();
+            object.iter().map(|(name, it)| (name.clone(), widened(it, of))).collect()
+        }
+        (DataType::Binary, Json::String(text)) if !text.starts_with("0x") => hex(text.as_bytes()),
+        (_, value) => value.clone(),
+    }
+}
+
+const SINGLE: &str = r#"syntax = "proto3"; import "google/protobuf/timestamp.proto"; import "google/protobuf/wrappers.proto";
+    enum E { ZERO = 0; ONE = 1; }
+    message N { int32 x = 1; string s = 2; repeated int32 r = 3; map<string, string> m = 4; }
+    message Empty {}
+    message M {
+        string a = 1; repeated string b = 2; string c = 3; bytes d = 4; int32 e = 5; N f = 6; repeated N g = 7;
+        optional string h = 8; E i = 9; google.protobuf.StringValue j = 10; google.protobuf.Timestamp k = 11;
+        oneof o { string l = 12; int32 m = 13; N n = 14; } map<string, string> p = 15; bool q = 16; M again = 17;
+        int32 gains = 18; optional int32 loses = 19; Empty t = 20; double u = 21; fixed64 v = 22; bytes w = 23;
+    }"#;
+
+const REPEATED: &str = r#"syntax = "proto3"; import "google/protobuf/timestamp.proto"; import "google/protobuf/wrappers.proto";
+    enum E { ZERO = 0; ONE = 1; }
+    message N { repeated int32 x = 1; bytes s = 2; int32 r = 3; map<string, bytes> m = 4; }
+    message Empty {}
+    message M {
+        repeated string a = 1; string b = 2; bytes c = 3; string d = 4; repeated int64 e = 5; repeated N f = 6; N g = 7;
+        repeated bytes h = 8; repeated E i = 9; repeated google.protobuf.StringValue j = 10;
+        repeated google.protobuf.Timestamp k = 11; repeated string l = 12; oneof o { int32 m = 13; N n = 14; }
+        map<string, bytes> p = 15; repeated bool q = 16; repeated M again = 17;
+        optional int32 gains = 18; int32 loses = 19; repeated Empty t = 20; repeated double u = 21;
+        repeated fixed64 v = 22 [packed = false]; repeated string w = 23;
+    }"#;
+
+#[test]
+fn single_and_repeated_text_and_bytes_share_a_column() {
+    let schemas = registry(&[(1, SINGLE), (2, REPEATED)]);
+    let descriptors = [message(SINGLE, "M"), message(REPEATED, "M")];
+    for seed in 0..120 {
+        let mut random = Random(seed);
+        let shared = SharedMessages::new();
+        let mut early = with_registry(&shared, &schemas);
+        let mut records = Vec::new();
+        let mut wanted = Vec::new();
+        for _ in 0..6 {
+            let of = random.below(2) as usize;
+            let descriptor = &descriptors[of];
+            // One message behind the other is the merged one: singles come again then.
+            let bytes: Vec<u8> = (0..1 + random.below(3))
+                .flat_map(|_| random.message(descriptor, 0).encode_to_vec())
+                .collect();
+            wanted.push(oracle(descriptor, &bytes));
+            records.push(Some(framed(of as u32 + 1, b"\x02\x04", &bytes)));
+        }
+        // One schema after the other, as it happens; then all of them with what they have taught.
+        for record in &records {
+            decode(&mut early, &[Some(record.as_deref().expect("a record"))]);
+        }
+        for decoder in [&mut early, &mut with_registry(&shared, &schemas)] {
+            let (array, bad) = decode(decoder, &records);
+            assert_eq!(bad, [], "seed {seed}");
+            for (row, wanted) in wanted.iter().enumerate() {
+                let wanted = widened(&without_recursion(wanted, &array), array.data_type());
+                let got = without_recursion(&row_of(&array, row), &array);
+                assert_eq!(sorted(&got), sorted(&wanted), "seed {seed} row {row}");
+            }
+        }
+    }
+}
+
+/// A message inside of itself is bytes, whose fields may be in another order.
+fn without_recursion(row: &Json, array: &dyn Array) -> Json {
+    assert!(array.as_struct().column_by_name("again").is_some());
+    let mut row = row.clone();
+    row.as_object_mut().expect("an object").remove("again");
+    row
+}
+
+#[test]
+fn fields_change_their_cardinality_and_type() {
+    // (first schema's field, second one's, first record, second one, what they become)
+    type Case<'a> = (&'a str, &'a str, &'a [u8], &'a [u8], Json, Json);
+    let cases: [Case<'_>; 14] = [
+        (
+            "string f = 1",
+            "repeated string f = 1",
+            b"\x0a\x01a",
+            b"\x0a\x01b\x0a\x01c",
+            json!(["a"]),
+            json!(["b", "c"]),
+        ),
+        (
+            "repeated string f = 1",
+            "string f = 1",
+            b"",
+            b"\x0a\x01b\x0a\x01c",
+            json!([]),
+            json!(["c"]),
+        ),
+        // What the wire leaves out is this writer's default, or null.
+        ("repeated string f = 1", "string f = 1", b"\x0a\x01a", b"", json!(["a"]), json!([""])),
+        ("optional string f = 1", "repeated string f = 1", b"", b"", Json::Null, json!([])),
+        (
+            "repeated int32 f = 1",
+            "int64 f = 1",
+            b"\x0a\x02\x01\x02",
+            b"\x08\x80\x80\x80\x80\x10",
+            json!([1, 2]),
+            json!([1_u64 << 32]),
+        ),
+        (
+            "int32 f = 1",
+            "repeated int32 f = 1",
+            b"\x08\x05\x08\x06",
+            b"\x0a\x02\x01\x02\x08\x03",
+            json!([6]),
+            json!([1, 2, 3]),
+        ),
+        (
+            "N f = 1",
+            "repeated N f = 1",
+            b"\x0a\x02\x08\x01\x0a\x03\x12\x01y",
+            b"\x0a\x00\x0a\x02\x08\x02",
+            json!([{"x": 1, "y": "y"}]),
+            json!([{"x": 0, "y": ""}, {"x": 2, "y": ""}]),
+        ),
+        (
+            "string f = 1",
+            "bytes f = 1",
+            b"\x0a\x02\xc3\xa4",
+            b"\x0a\x01\xff",
+            json!("0xc3a4"),
+            json!("0xff"),
+        ),
+        ("bytes f = 1", "string f = 1", b"", b"\x0a\x01a", json!("0x"), json!("0x61")),
+        (
+            "bytes f = 1",
+            "repeated string f = 1",
+            b"\x0a\x01\xff",
+            b"\x0a\x01a",
+            json!(["0xff"]),
+            json!(["0x61"]),
+        ),
+        (
+            "google.protobuf.Value f = 1",
+            "bytes f = 1",
+            b"\x0a\x02\x20\x01",
+            b"\x0a\x01\xff",
+            json!("0x74727565"),
+            json!("0xff"),
+        ),
+        (
+            "google.protobuf.Value f = 1",
+            "repeated google.protobuf.Value f = 1",
+            b"\x0a\x02\x20\x01\x0a\x02\x20\x00",
+            b"\x0a\x02\x20\x01\x0a\x02\x20\x00",
+            json!(["false"]),
+            json!(["true", "false"]),
+        ),
+        ("int32 f = 1", "optional int32 f = 1", b"", b"", json!(0), Json::Null),
+        (
+            "oneof o { string f = 1; int32 g = 3; }",
+            "repeated string f = 1; int32 g = 3",
+            b"\x0a\x01a\x18\x01\x0a\x01b",
+            b"\x18\x01",
+            json!(["b"]),
+            json!([]),
+        ),
+    ];
+    for (first, second, one, two, wanted_one, wanted_two) in &cases {
+        let text = |field: &str| {
+            let end = if field.ends_with('}') { "" } else { ";" };
+            format!(
+                "syntax = 'proto3'; import 'google/protobuf/struct.proto';
+                 message M {{ {field}{end} int32 z = 2; }} message N {{ int32 x = 1; string y = 2; }}"
+            )
+        };
+        let (first, second) = (text(first), text(second));
+        let schemas = registry(&[(1, &first), (2, &second)]);
+        let record = |id, bytes: &[u8]| framed(id, b"\0", &[bytes, b"\x10\x07"].concat());
+        let both = [Some(record(1, one)), Some(record(2, two))];
+        let shared = SharedMessages::new();
+        let mut decoder = with_registry(&shared, &schemas);
+        // The first schema alone; both; the first one again.
+        decode(&mut decoder, &both[..1]);
+        for rows in [&both[..], &both[..1]] {
+            let (array, bad) = decode(&mut decoder, rows);
+            assert_eq!(bad, [], "{first} {second}");
+            for (row, wanted) in [wanted_one, wanted_two].into_iter().enumerate().take(rows.len()) {
+                let got = row_of(&array, row);
+                assert_eq!(got.get("f").unwrap_or(&Json::Null), wanted, "{first} {second}");
+                assert_eq!(got["z"], 7);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_no_column_holds_spoils_only_its_own_field() {
+    let cases = [
+        ("string f = 1", "repeated int32 f = 1", "repeated int32", "Utf8"),
+        ("repeated string f = 1", "N f = 1", "single N", "List(Utf8)"),
+        ("N f = 1", "repeated bytes f = 1", "repeated bytes", "Struct(\"x\": Int32)"),
+        ("map<string, int32> f = 1", "repeated N f = 1", "repeated N", "Map("),
+        ("repeated N f = 1", "map<string, int32> f = 1", "a map", "List(Struct(\"x\": Int32))"),
+        (
+            "google.protobuf.FieldMask f = 1",
+            "repeated google.protobuf.FieldMask f = 1",
+            "repeated google.protobuf.FieldMask",
+            "List(Utf8)",
+        ),
+        ("uint64 f = 1", "repeated int64 f = 1", "repeated int64", "UInt64"),
+    ];
+    for (first, second, is, column) in cases {
+        let text = |field: &str| {
+            format!(
+                "syntax = 'proto3'; import 'google/protobuf/field_mask.proto';
+                 message M {{ {field}; int32 z = 2; }} message N {{ int32 x = 1; }}"
+            )
+        };
+        let (first, second) = (text(first), text(second));
+        let schemas = registry(&[(1, &first), (2, &second)]);
+        let mut decoder = with_registry(&SharedMessages::new(), &schemas);
+        let good = framed(1, b"\0", b"\x10\x01");
+        let alone = row_of(&decode(&mut decoder, &[Some(&good)]).0, 0);
+        let odd = framed(2, b"\0", b"\x0a\x00\x10\x02");
+        let (array, bad) = decode(&mut decoder, &[Some(&good), Some(&odd), Some(&good)]);
+        assert_eq!((row_of(&array, 0), row_of(&array, 2)), (alone.clone(), alone));
+        assert_eq!(row_of(&array, 1)["z"], 2);
+        assert_eq!(row_of(&array, 1).get("f"), None);
+        let [(1, why)] = bad.as_slice() else { panic!("{first} {second} gave {bad:?}") };
+        assert!(why.starts_with(&format!("field 'f' of M is {is}")), "{why}");
+        assert!(why.contains("in schema 2, which does not fit its column of type"), "{why}");
+        assert!(why.contains(column), "{why}");
+    }
 }
 
 const TWO: &str = r#"syntax = "proto3"; package shop;

@@ -114,8 +114,14 @@ fn unknown(registry: &SchemaRegistry, id: u32) -> String {
     }
 }
 
+/// What is known of `keys` in the end.
+async fn fetch(registry: &SchemaRegistry, keys: &[SchemaKey]) -> Result<()> {
+    let fetches = keys.iter().map(|key| registry.fetch_one(*key));
+    futures::future::join_all(fetches).await.into_iter().try_for_each(|fetched| fetched.map(drop))
+}
+
 async fn refused(registry: &SchemaRegistry) -> String {
-    let error = registry.fetch(&[SchemaKey::Id(1)]).await.expect_err("unavailable");
+    let error = fetch(registry, &[SchemaKey::Id(1)]).await.expect_err("unavailable");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(!registry.is_available());
     assert!(matches!(registry.look_up(&SchemaKey::Id(1)), Lookup::Unfetched));
@@ -137,8 +143,8 @@ async fn schemas_are_fetched_once() {
     let guid = SchemaKey::Guid(*b"0123456789abcdef");
     let keys = [SchemaKey::Id(7), guid, SchemaKey::Id(9), SchemaKey::Id(8)];
     assert!(matches!(registry.look_up(&guid), Lookup::Unfetched));
-    registry.fetch(&keys).await.expect("fetched");
-    registry.fetch(&keys).await.expect("at hand");
+    fetch(&registry, &keys).await.expect("fetched");
+    fetch(&registry, &keys).await.expect("at hand");
     assert_eq!(stub.paths().len(), 4);
     let schema = known(&registry, SchemaKey::Id(7));
     assert_eq!((schema.kind, schema.text.as_str()), (SchemaKind::Avro, "\"string\""));
@@ -189,12 +195,189 @@ async fn what_is_wrong_with_the_registry_is_no_answer() {
 }
 
 #[tokio::test]
+async fn a_refused_schema_is_an_unknown_one() {
+    let stub = Stub::new(|path, _| {
+        let (status, body) = match path.rsplit('/').next() {
+            Some("1") => (422, r#"{"error_code":42202,"message":"The id is odd"}"#.to_owned()),
+            Some("2") => (410, String::new()),
+            Some("3") => (400, "<html>no</html>".to_owned()),
+            Some("4") => (406, format!(r#"{{"error_code":1,"message":"{}"}}"#, "x".repeat(9_000))),
+            Some("5") => (409, "x".repeat(REFUSAL_BYTES_MAX + 1)),
+            Some("6") => {
+                let gone =
+                    r#"{"schema":"s","references":[{"name":"n","subject":"r","version":1}]}"#;
+                (200, gone.to_owned())
+            }
+            Some("1?deleted=true") => (422, r#"{"error_code":1,"message":"no"}"#.to_owned()),
+            _ => (200, r#"{"schema":"\"int\""}"#.to_owned()),
+        };
+        Do::Answer(status, body)
+    })
+    .await;
+    let registry = registry(&settings(stub.url()));
+    fetch(&registry, &[1, 2, 3, 4, 5, 6, 7].map(SchemaKey::Id)).await.expect("fetched");
+    assert!(registry.is_available());
+    assert_eq!(unknown(&registry, 1), "the registry refuses with status 422: The id is odd");
+    assert_eq!(unknown(&registry, 2), "the registry refuses with status 410");
+    assert_eq!(unknown(&registry, 3), "the registry refuses with status 400");
+    let cut = format!("the registry refuses with status 406: {}", "x".repeat(SAID_CHARS_MAX));
+    assert_eq!(unknown(&registry, 4), cut);
+    assert_eq!(unknown(&registry, 5), "the registry refuses with status 409");
+    assert_eq!(
+        unknown(&registry, 6),
+        "it refers to version 1 of the subject 'r', which the registry refuses with status 422: no"
+    );
+    known(&registry, SchemaKey::Id(7));
+    // What says nothing of the schema.
+    for status in [401, 403, 407, 408, 429, 500, 502, 503, 504] {
+        let stub = Stub::new(move |_, _| Do::Answer(status, "{}".into())).await;
+        let why = refused(&self::registry(&settings(stub.url()))).await;
+        assert!(why.contains(&status.to_string()), "{why}");
+        assert_eq!(why.contains("credentials"), matches!(status, 401 | 403 | 407), "{why}");
+    }
+}
+
+/// As if the answers were older by so much.
+fn age(registry: &SchemaRegistry, by: Duration) {
+    for cached in registry.cache.lock().values_mut() {
+        cached.since = cached.since.checked_sub(by).expect("a time before");
+    }
+}
+
+#[tokio::test]
+async fn what_was_unknown_is_asked_for_again() {
+    let is_registered = Arc::new(AtomicBool::new(false));
+    let registered = is_registered.clone();
+    let stub = Stub::new(move |_, _| match registered.load(Ordering::SeqCst) {
+        true => Do::Answer(200, r#"{"schema":"\"int\""}"#.into()),
+        false => Do::Answer(404, r#"{"error_code":40403,"message":"Schema not found"}"#.into()),
+    })
+    .await;
+    let registry = registry(&settings(stub.url()));
+    let keys = [SchemaKey::Id(1)];
+    fetch(&registry, &keys).await.expect("fetched");
+    is_registered.store(true, Ordering::SeqCst);
+    let second = Duration::from_secs(1);
+    age(&registry, UNKNOWN_TTL - second);
+    fetch(&registry, &keys).await.expect("at hand");
+    assert_eq!(unknown(&registry, 1), "the registry does not know it");
+    assert_eq!(stub.paths().len(), 1, "it is believed so long");
+    age(&registry, second);
+    assert!(matches!(registry.look_up(&keys[0]), Lookup::Unfetched));
+    fetch(&registry, &keys).await.expect("fetched");
+    known(&registry, keys[0]);
+    age(&registry, UNKNOWN_TTL * 100);
+    fetch(&registry, &keys).await.expect("at hand");
+    known(&registry, keys[0]);
+    assert_eq!(stub.paths().len(), 2, "what is known stays");
+}
+
+/// A registry of schemas "int" that speaks TLS, and the certificate of the authority it has its own from.
+fn over_tls() -> (String, String) {
+    use std::io::{Read, Write};
+    let authority_key = rcgen::KeyPair::generate().expect("a key");
+    let mut authority = rcgen::CertificateParams::default();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = authority.self_signed(&authority_key).expect("a certificate").pem();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let own = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).expect("an address");
+    let issuer = rcgen::Issuer::new(authority, authority_key);
+    let own = own.signed_by(&key, &issuer).expect("a certificate");
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+    let ring = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(ring)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![own.der().clone()], key)
+        .expect("a certificate and its key");
+    let config = Arc::new(config);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("https://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let session = rustls::ServerConnection::new(config.clone()).expect("a session");
+            let mut stream = rustls::StreamOwned::new(session, stream);
+            let (mut request, mut part) = (Vec::new(), [0; 1024]);
+            // Who does not trust the certificate hangs up.
+            while !request.ends_with(b"\r\n\r\n") {
+                match stream.read(&mut part) {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => request.extend_from_slice(&part[..count]),
+                }
+            }
+            let body = r#"{"schema":"\"int\""}"#;
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+    });
+    (url, pem)
+}
+
+#[tokio::test]
+async fn an_authority_of_ones_own_is_trusted_if_it_is_named() {
+    let (url, authority) = over_tls();
+    let (_, other) = over_tls();
+    let folder = tempfile::tempdir().expect("a directory");
+    let trusting = |name: &str, pem: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, pem).expect("written");
+        SchemaRegistrySettings { ca_file: Some(path), ..settings(&url) }
+    };
+    for settings in
+        [trusting("one.pem", &authority), trusting("two.pem", &format!("{other}{authority}"))]
+    {
+        let registry = registry(&settings);
+        fetch(&registry, &[SchemaKey::Id(1)]).await.expect("fetched");
+        known(&registry, SchemaKey::Id(1));
+    }
+    for settings in [settings(&url), trusting("other.pem", &other)] {
+        let why = refused(&registry(&settings)).await;
+        assert!(why.contains("certificate"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_is_not_found_is_no_registry() {
+    let stub = Stub::new(|path, _| match path {
+        "/schemas/ids/9" => Do::Answer(200, r#"{"schema":"\"int\""}"#.into()),
+        "/schemas/ids/8" => Do::Answer(404, r#"{"error_code":404,"message":"no"}"#.into()),
+        _ => Do::Answer(404, "<html>Not Found</html>".into()),
+    })
+    .await;
+    for proof in [8, 9] {
+        let registry = registry(&settings(stub.url()));
+        let why = refused(&registry).await;
+        assert!(why.ends_with("no schema registry's: is the path of its URL right?"), "{why}");
+        // Older registries do not know GUIDs, and garbled values name any.
+        let guid = SchemaKey::Guid([7; 16]);
+        fetch(&registry, &[guid]).await.expect("fetched");
+        assert!(matches!(registry.look_up(&guid), Lookup::Unknown(_)));
+        refused(&registry).await;
+        fetch(&registry, &[SchemaKey::Id(proof)]).await.expect("fetched");
+        fetch(&registry, &[SchemaKey::Id(1)]).await.expect("it is one: the page says the same");
+        assert_eq!(unknown(&registry, 1), "the registry does not know it");
+        assert!(registry.is_available());
+    }
+    let requests = stub.paths().len();
+    let registry = registry(&settings(stub.url()));
+    fetch(&registry, &[SchemaKey::Id(1 << 31)]).await.expect("not asked for");
+    assert_eq!(unknown(&registry, 1 << 31), "no registry has ids beyond 2147483647");
+    assert_eq!(stub.paths().len(), requests);
+}
+
+#[tokio::test]
 async fn servers_are_tried_in_turn() {
     let broken = Stub::new(|_, _| Do::Answer(503, String::new())).await;
     let good = Stub::new(|_, _| Do::Answer(200, r#"{"schema":"\"int\""}"#.into())).await;
     let registry = registry(&settings(format!("{} , {}/,", broken.url(), good.url())));
-    registry.fetch(&[SchemaKey::Id(1)]).await.expect("fetched");
-    registry.fetch(&[SchemaKey::Id(2)]).await.expect("fetched");
+    fetch(&registry, &[SchemaKey::Id(1)]).await.expect("fetched");
+    fetch(&registry, &[SchemaKey::Id(2)]).await.expect("fetched");
     assert_eq!((broken.paths().len(), good.paths().len()), (1, 2), "the good one stays");
     assert!(registry.is_available());
 }
@@ -207,7 +390,7 @@ async fn paths_redirects_and_credentials() {
     };
     let stub = Stub::new(answer).await;
     let url = format!("http://us%40er:pass%3Aword@{}/apis/v7/", stub.address);
-    registry(&settings(url)).fetch(&[SchemaKey::Id(1)]).await.expect("fetched");
+    fetch(&registry(&settings(url)), &[SchemaKey::Id(1)]).await.expect("fetched");
     assert_eq!(stub.paths(), ["/apis/v7/schemas/ids/1", "/elsewhere"]);
     // us@er:pass:word
     assert_eq!(stub.header("authorization").as_deref(), Some("Basic dXNAZXI6cGFzczp3b3Jk"));
@@ -218,10 +401,10 @@ async fn paths_redirects_and_credentials() {
         password: Some("pw".into()),
         ..SchemaRegistrySettings::default()
     };
-    registry(&user).fetch(&[SchemaKey::Id(2)]).await.expect("fetched");
+    fetch(&registry(&user), &[SchemaKey::Id(2)]).await.expect("fetched");
     assert_eq!(stub.header("authorization").as_deref(), Some("Basic dXNlcjpwdw=="));
     let token = SchemaRegistrySettings { token: Some("t0ken".into()), ..user };
-    registry(&token).fetch(&[SchemaKey::Id(2)]).await.expect("fetched");
+    fetch(&registry(&token), &[SchemaKey::Id(2)]).await.expect("fetched");
     assert_eq!(stub.header("authorization").as_deref(), Some("Bearer t0ken"));
     let shown = format!("{token:?}");
     assert!(!["pw", "other", "t0ken"].iter().any(|secret| shown.contains(secret)), "{shown}");
@@ -263,7 +446,7 @@ async fn references_come_before_what_needs_them() {
     })
     .await;
     let registry = registry(&settings(stub.url()));
-    registry.fetch(&[1, 2, 3, 4].map(SchemaKey::Id)).await.expect("fetched");
+    fetch(&registry, &[1, 2, 3, 4].map(SchemaKey::Id)).await.expect("fetched");
     let names = |id| {
         let schema = known(&registry, SchemaKey::Id(id));
         let both = |reference: &Reference| format!("{}={}", reference.name, reference.text);
@@ -305,7 +488,7 @@ async fn one_request_serves_all_who_wait() {
     let fetches: Vec<_> = (0..20)
         .map(|_| {
             let registry = registry.clone();
-            tokio::spawn(async move { registry.fetch(&[SchemaKey::Id(5)]).await })
+            tokio::spawn(async move { fetch(&registry, &[SchemaKey::Id(5)]).await })
         })
         .collect();
     while requests.load(Ordering::SeqCst) == 0 {

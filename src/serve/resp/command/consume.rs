@@ -11,7 +11,6 @@ use futures::future::BoxFuture;
 use serde_json::{Map, Value as Json, json};
 
 use super::{Client, Outcome, Wait, integer, text};
-use crate::decode::schemas::SchemaKey;
 use crate::error::{Error, ErrorKind};
 use crate::kafka::record::Record;
 use crate::serve::resp::reply::Output;
@@ -135,8 +134,8 @@ enum Next {
     Batch(Batch),
     /// A batch that may fill up until then.
     Filling(Instant),
-    /// Schemas have to be fetched first.
-    Unfetched(Vec<SchemaKey>),
+    /// Schemas have to be fetched first. A registry that is away is no error of the data: the pop goes on waiting.
+    Unfetched(BoxFuture<'static, ()>),
     /// Dead letters have to be stored first.
     Storing(BoxFuture<'static, ()>),
     /// Nothing yet.
@@ -168,10 +167,9 @@ pub fn blpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
         }
         Next::Error(why) => out.error(&why),
         Next::Filling(until) => return wait_to_fill(client, deadline, until),
-        Next::Unfetched(schemas) if !client.timed_out() && !client.transaction.is_running() => {
-            return wait_for_schemas(client, deadline, schemas);
-        }
-        Next::Storing(change) if !client.timed_out() && !client.transaction.is_running() => {
+        Next::Unfetched(change) | Next::Storing(change)
+            if !client.timed_out() && !client.transaction.is_running() =>
+        {
             return wait_for(client, deadline, change);
         }
         Next::Nothing if !client.timed_out() && !client.transaction.is_running() => {
@@ -219,8 +217,9 @@ pub fn lpop(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
             return Outcome::Done;
         }
         Next::Filling(until) => return wait_to_fill(client, deadline, until),
-        Next::Unfetched(schemas) if !is_over => return wait_for_schemas(client, deadline, schemas),
-        Next::Storing(change) if !is_over => return wait_for(client, deadline, change),
+        Next::Unfetched(change) | Next::Storing(change) if !is_over => {
+            return wait_for(client, deadline, change);
+        }
         Next::Nothing if !is_over && !client.at_end() => return wait_or_end(client, deadline),
         Next::Nothing | Next::Unfetched(_) | Next::Storing(_) => First::Nothing,
     };
@@ -324,7 +323,7 @@ fn next(client: &mut Client, keys: &[&[u8]]) -> Next {
                 Ok(Drained::Batch(batch)) => return Next::Batch(batch),
                 Ok(Drained::Storing(change)) => return Next::Storing(change),
                 Ok(Drained::Filling(until)) => return Next::Filling(until),
-                Ok(Drained::Unfetched(schemas)) => return Next::Unfetched(schemas),
+                Ok(Drained::Unfetched(change)) => return Next::Unfetched(change),
                 Ok(Drained::Nothing(pop)) => Ok(pop),
                 Err(error) => Err(error),
             }
@@ -436,16 +435,6 @@ fn wait_to_fill(client: &mut Client, deadline: Option<Instant>, until: Instant) 
     let wait = Box::pin(async move { session.wait().await });
     let until = deadline.map_or(until, |deadline| deadline.min(until));
     Outcome::Wait(Wait { until: wait, deadline: Some(until), pops: true })
-}
-
-/// Waits until schemas are at hand. A registry that is away is no error of the data: the pop goes on waiting.
-fn wait_for_schemas(
-    client: &mut Client,
-    deadline: Option<Instant>,
-    schemas: Vec<SchemaKey>,
-) -> Outcome {
-    let formats = client.gateway.formats.clone();
-    wait_for(client, deadline, Box::pin(async move { formats.fetch(&schemas).await }))
 }
 
 /// Waits until `change` ends, then pops again.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, Float64Array, Int32Array, Int64Array, LargeListArray,
-    RecordBatch, StringArray, StructArray, TimestampMillisecondArray,
+    Array, ArrayRef, BinaryArray, BooleanArray, Float64Array, Int32Array, Int64Array,
+    LargeListArray, RecordBatch, StringArray, StructArray, TimestampMillisecondArray,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Schema};
@@ -610,7 +610,7 @@ fn rows_that_cannot_be_messages_are_refused_whole() {
         (one("partition", Arc::new(Int64Array::from(vec![0, 1 << 40]))), "PROD partition: "),
         (
             one("partition", Arc::new(Int64Array::from(vec![0, 9]))),
-            "PROD row 1: topic 't' has no partition 9, but 1",
+            "PROD row 2: topic 't' has no partition 9, but 1",
         ),
         (
             stream_of(vec![(
@@ -618,7 +618,7 @@ fn rows_that_cannot_be_messages_are_refused_whole() {
                 Arc::new(StringArray::from(vec!["x".to_owned(), "y".repeat(1_000_001)]))
                     as ArrayRef,
             )]),
-            "PROD row 1: 1000001 bytes are more than message.max.bytes, 1000000",
+            "PROD row 2: 1000001 bytes are more than message.max.bytes, 1000000",
         ),
         (
             one("timestamp", Arc::new(Int64Array::from(vec![1, 0]))),
@@ -793,9 +793,44 @@ fn a_registry_that_is_away_is_waited_for() {
     let (status, page) = karrow.get("/readyz");
     assert_eq!((status, page.as_str()), (503, "the schema registry does not answer\n"));
     assert!(karrow.metric(r#"karrow_schema_registry_requests_total{outcome="error"}"#) >= 1.0);
+    // A pop that waits for ever does so also when its batch has waited long enough to fill up.
+    let mut patient = karrow.named("g2:n");
+    let key = r#"arrow:t:{"karrow.batch.wait.ms":100}"#;
+    let before = registry.requests();
+    patient.send(&["BLPOP", key, "0"]);
+    eventually("the registry to be asked again and again", || {
+        (registry.requests() >= before + 3).then_some(())
+    });
     registry.set_away(false);
+    let reply = patient.reply();
+    assert_eq!(shown(&batch_of(reply.array()[1].bytes()), "payload"), ["{id: 1, note: null}"]);
     assert_eq!(shown(&pop(&mut client, "arrow:t"), "payload"), ["{id: 1, note: null}"]);
     assert_eq!(karrow.get("/readyz").0, 200);
+}
+
+/// Few bytes that stand for many rows, and much beside them: it is a bad row, and its neighbours are handed out.
+#[test]
+fn an_arrow_payload_with_more_around_it_than_a_batch_may_hold_is_a_bad_row() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let rows = |count: usize| {
+        stream_of(vec![("a", Arc::new(BooleanArray::from(vec![true; count])) as ArrayRef)])
+    };
+    let key = vec![b'k'; 1024];
+    kafka.put_full("t", Some(b"k"), Some(&rows(1)), &[], 1);
+    kafka.put_full("t", Some(&key), Some(&rows(400_000)), &[], 1);
+    kafka.put_full("t", Some(b"\xff"), Some(&rows(10_000)), &[], 1);
+    kafka.put_full("t", Some(b"k"), Some(&rows(1)), &[], 1);
+    let karrow = Karrow::with(&kafka, &["--key-format", "text"], |_| {});
+    let mut client = karrow.named("g:n");
+    let batches = pop_rows(&mut client, "arrow:t", 10_003);
+    let errors: Vec<String> = batches.iter().flat_map(|batch| shown(batch, "error")).collect();
+    let offsets: Vec<String> = batches.iter().flat_map(|batch| shown(batch, "offset")).collect();
+    assert_eq!((offsets.len(), &*offsets[0], &*offsets[10_002]), (10_003, "0", "3"));
+    assert!(errors[1].contains("bytes of repeated keys and headers"), "{}", &errors[1][..100]);
+    // A key that is no text makes each of its rows a bad one; its bytes are there once.
+    let with_bytes = errors.iter().filter(|error| error.contains("key: ff")).count();
+    let bad = errors.iter().filter(|error| error.contains("UTF-8")).count();
+    assert_eq!((with_bytes, bad), (1, 10_000));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::{ClientConfig, ClientContext};
 use tokio::runtime::Runtime;
 
-use crate::support::{DEADLINE, Karrow, eventually};
+use crate::support::{Client, DEADLINE, Karrow, Reply, eventually};
 
 /// A broker over a directory, with a runtime to start and stop it from a plain test.
 struct Broker {
@@ -681,5 +681,43 @@ fn snappy_batches_can_be_read() {
     for expected in [long.as_str(), "short"] {
         let message = client.say("BLPOP topics:t 30").message().expect("a message");
         assert_eq!(message.text(), expected);
+    }
+}
+
+/// Its name may come again; the acks of the one that went must not pass over the messages of the next.
+#[test]
+fn acks_of_a_deleted_topic_are_not_owed_to_its_successor() {
+    let karrow = Karrow::embedded(&[]);
+    let options = karrow::config::KafkaOptions::from([(
+        "bootstrap.servers".to_owned(),
+        karrow.brokers.clone(),
+    )]);
+    let admin = Admin::new(&options, DEADLINE).expect("a client");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut producer = karrow.connect();
+    let produce = |producer: &mut Client, values: &[&str]| {
+        let command = [&["RPUSH", "topics:t"], values].concat();
+        eventually("the messages to be stored", || {
+            let reply = producer.call(&command);
+            (!matches!(reply, Reply::Error(_))).then_some(())
+        });
+    };
+    produce(&mut producer, &["old", "old", "old"]);
+    let key = r#"topics:t:{"auto.commit.interval.ms":60000}"#;
+    let mut client = karrow.named("g:n");
+    for offset in 0..3 {
+        let message = client.call(&["BLPOP", key, "30"]).message().expect("a message");
+        assert_eq!(message.offset, offset);
+    }
+    assert_eq!(client.say("RPUSH acks t:0:2").int(), 1);
+    runtime.block_on(admin.delete(&["t"])).expect("an answer").remove(0).expect("deleted");
+    client.say("QUIT");
+    // Kafka knows topics by name: a commit that comes when the next one is there would be its commit.
+    karrow.await_metric("karrow_commits_total{outcome=\"error\"}", |count| count >= 1.0);
+    produce(&mut producer, &["new-0", "new-1", "new-2", "new-3", "new-4"]);
+    let mut client = karrow.named("g:n");
+    for offset in 0..5 {
+        let message = client.call(&["BLPOP", key, "30"]).message().expect("a message");
+        assert_eq!((message.offset, message.text()), (offset, &*format!("new-{offset}")));
     }
 }

@@ -148,10 +148,22 @@ impl RecordDecoder {
             (None, None)
         };
         let (repeated, starts);
+        let fits = counts.as_ref().map(|counts| check_repeated(records, counts)).transpose();
+        let (payload, counts) = match fits {
+            Ok(_) => (payload, counts),
+            Err(error) if records.len() > 1 => return Err(error),
+            // No smaller batch would have room for it.
+            Err(_) => {
+                let reject = Reject::limit(format_args!(
+                    "{BATCH_BYTES_MAX} bytes of repeated keys and headers"
+                ));
+                bad = vec![Bad { row: 0, record: 0, side: Some(Side::Payload), reject }];
+                (payload.map(|array| new_null_array(array.data_type(), 1)), None)
+            }
+        };
         let (records, starts) = match counts {
             None => (records, None),
             Some(counts) => {
-                check_repeated(records, &counts)?;
                 (repeated, starts) = repeat(records, &counts, &mut bad);
                 (repeated.as_slice(), Some(starts))
             }
@@ -206,7 +218,7 @@ impl RecordDecoder {
                 columns.extend(lifted.into_iter().filter(is_wanted));
             }
         }
-        if let Some(starts) = starts {
+        if let Some(starts) = &starts {
             // Keys and headers were looked at row by row.
             for bad in bad.iter_mut().filter(|bad| bad.side != Some(Side::Payload)) {
                 bad.record = starts.partition_point(|start| *start <= bad.row).saturating_sub(1);
@@ -214,7 +226,7 @@ impl RecordDecoder {
         }
         bad.sort_by_key(|bad| bad.row);
         if wants_error {
-            let errors = errors(records, &bad)?;
+            let errors = errors(records, &bad, starts.as_deref())?;
             let field =
                 Field::new(envelope_name("error", layout), errors.data_type().clone(), true);
             columns.push((Arc::new(field), errors));
@@ -409,8 +421,9 @@ fn headers(records: &[RecordView<'_>], bad: &mut Vec<Bad>) -> Result<ArrayRef> {
     Ok(Arc::new(list.map_err(internal)?))
 }
 
-/// The column of errors: the reasons of a row in one sentence, and its bytes.
-fn errors(records: &[RecordView<'_>], bad: &[Bad]) -> Result<ArrayRef> {
+/// The column of errors: the reasons of a row in one sentence, and its bytes; those of a record that has become several rows
+/// only in the first of them that is bad. `starts` is where the rows of each record begin, if not each is one.
+fn errors(records: &[RecordView<'_>], bad: &[Bad], starts: Option<&[usize]>) -> Result<ArrayRef> {
     if bad.is_empty() {
         return Ok(new_null_array(&DataType::Struct(ERROR.clone()), records.len()));
     }
@@ -429,15 +442,25 @@ fn errors(records: &[RecordView<'_>], bad: &[Bad]) -> Result<ArrayRef> {
         });
     }
     let is_bad: Vec<bool> = messages.iter().map(Option::is_some).collect();
-    let raw = |bytes: fn(&RecordView<'_>) -> Option<Vec<u8>>| -> BinaryArray {
+    let mut has_bytes = is_bad.clone();
+    if let Some(starts) = starts {
+        let ends = starts.iter().skip(1).copied().chain([records.len()]);
+        for (start, end) in starts.iter().zip(ends) {
+            let rows = has_bytes.get_mut(*start..end).unwrap_or_default();
+            if let Some(first) = rows.iter().position(|is_bad| *is_bad) {
+                rows.iter_mut().skip(first + 1).for_each(|has_bytes| *has_bytes = false);
+            }
+        }
+    }
+    let raw = |bytes: for<'a> fn(&RecordView<'a>) -> Option<&'a [u8]>| -> BinaryArray {
         records
             .iter()
-            .zip(&is_bad)
-            .map(|(record, is_bad)| is_bad.then(|| bytes(record)).flatten())
+            .zip(&has_bytes)
+            .map(|(record, has_bytes)| has_bytes.then(|| bytes(record)).flatten())
             .collect()
     };
-    let keys = raw(|record| record.key.map(<[u8]>::to_vec));
-    let payloads = raw(|record| record.payload.map(<[u8]>::to_vec));
+    let keys = raw(|record| record.key);
+    let payloads = raw(|record| record.payload);
     let messages: StringArray =
         messages.iter().map(|message| Some(message.as_deref().unwrap_or_default())).collect();
     let nulls = NullBuffer::from(is_bad);

@@ -359,7 +359,7 @@ impl GroupConsumer {
                 | RD_KAFKA_RESP_ERR_STALE_MEMBER_EPOCH
                 | RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID,
             ) => Err(CommitError::GroupMovedOn),
-            code => Err(CommitError::Failed(code.into_error("cannot commit the starting offsets"))),
+            code => Err(CommitError::Failed(code.into_error("cannot commit offsets"))),
         }
     }
 

@@ -44,6 +44,9 @@ impl KafkaCode {
             | RD_KAFKA_RESP_ERR__AUTHENTICATION => ErrorKind::Unauthorized,
             RD_KAFKA_RESP_ERR__INVALID_ARG
             | RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
+            | RD_KAFKA_RESP_ERR_INVALID_RECORD
+            | RD_KAFKA_RESP_ERR_POLICY_VIOLATION
+            | RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE
             | RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE => ErrorKind::Invalid,
             RD_KAFKA_RESP_ERR__QUEUE_FULL => ErrorKind::Exhausted,
             _ => ErrorKind::Internal,

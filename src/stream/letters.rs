@@ -46,8 +46,6 @@ struct Run {
     letters: Range<usize>,
     /// Up to where they were sent.
     sent: usize,
-    /// How many of them were given up.
-    refused: usize,
 }
 
 /// The letters of the bad records among `records`: their bytes and headers, and four headers more that say where each was
@@ -119,10 +117,9 @@ impl Letters {
             {
                 match self.send(letter, &run.ticket) {
                     Ok(()) => {}
+                    // As if a broker had said it, so that there is one way for both.
                     Err(SendError::Failed(error)) if error.kind() == ErrorKind::Invalid => {
-                        self.give_up(letter, &error);
-                        run.ticket.settle(1, None);
-                        run.refused += 1;
+                        run.ticket.settle(1, Some(error));
                     }
                     Err(SendError::Failed(error)) => return Err(failed(first, &error)),
                     Err(SendError::Wait(mark)) => {
@@ -137,7 +134,7 @@ impl Letters {
             if let Some(Ok(count)) = outcome {
                 let topic = first.of();
                 let stored = self.metrics.dead_letters.with_label_values(&[topic, "stored"]);
-                stored.inc_by(count.saturating_sub(run.refused) as u64);
+                stored.inc_by(count as u64);
             }
             let next = match outcome {
                 None => {
@@ -164,7 +161,7 @@ impl Letters {
 
     fn run_of(&self, letters: Range<usize>) -> Run {
         let ticket = Ticket::new(letters.len(), self.settled.clone());
-        Run { ticket, sent: letters.start, refused: 0, letters }
+        Run { ticket, sent: letters.start, letters }
     }
 
     fn send(&self, letter: &Letter, ticket: &Arc<Ticket>) -> Result<(), SendError> {

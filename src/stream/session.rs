@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 
 pub use name::SessionName;
 pub use state::Room;
-use state::{Delivered, Moved, OTHERS_MAX, Phase, State};
+use state::{Delivered, Moved, Phase, State};
 
 use super::acks::{Ack, Position};
 use super::owed::OwedCommits;
@@ -311,7 +311,7 @@ impl Session {
         }
         let mut topic = topic.map(str::to_owned);
         let before = out.len();
-        if state.buffer.len() < OTHERS_MAX {
+        if state.has_room() {
             // Else one topic's records could keep the others out for as long as there are some.
             state.take();
         }
@@ -329,7 +329,7 @@ impl Session {
                     break;
                 }
             }
-            if state.buffer.len() >= OTHERS_MAX || state.take() == 0 {
+            if !state.has_room() || state.take() == 0 {
                 break;
             }
         }

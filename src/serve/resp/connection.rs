@@ -153,8 +153,10 @@ impl Connection {
                     match self.wait(until, deadline, pops).await? {
                         Woken::Done(()) | Woken::Stopping => {}
                         Woken::TimedOut => {
+                            // A batch that has waited long enough to fill up is no end of the pop.
                             if let Some(resumed) = &mut self.client.resumed {
-                                resumed.timed_out = true;
+                                resumed.timed_out =
+                                    resumed.deadline.is_some_and(|end| end <= Instant::now());
                             }
                         }
                         Woken::Gone => return Ok(()),

@@ -12,9 +12,12 @@ use crate::kafka::Partition;
 use crate::kafka::consumer::{Fetched, GroupConsumer, RecordQueue};
 use crate::kafka::record::Record;
 use crate::stream::acks::Position;
+use crate::stream::owed::Debt;
 
-/// Records of other topics that wait in a session while one topic's fill a batch.
-pub(super) const OTHERS_MAX: usize = 1024;
+/// Records of other topics that wait in a session while one topic's fill a batch, and their bytes: no more than what is
+/// prefetched by default.
+const OTHERS_MAX: usize = 1024;
+const OTHERS_BYTES_MAX: usize = 8 << 20;
 
 /// How much a batch may still take.
 #[derive(Clone, Copy, Debug)]
@@ -90,7 +93,7 @@ pub(super) struct State {
     /// When the oldest ack came that is not known to be committed.
     pub(super) uncommitted_since: Option<Instant>,
     /// What a closing consumer has still to commit.
-    pub(super) farewell: Vec<Partition>,
+    pub(super) farewell: Vec<Debt>,
     /// The group has said what is ours, and has not begun to say it anew.
     pub(super) is_settled: bool,
     pub(super) missing: BTreeSet<Arc<str>>,
@@ -144,6 +147,16 @@ impl State {
         }
         self.buffer = taken;
         self.buffer.len() - before
+    }
+
+    /// Whether more records may be taken although others wait.
+    pub(super) fn has_room(&self) -> bool {
+        let bytes = |fetched: &Fetched| match fetched {
+            Fetched::Record(record) => record.payload().map_or(0, <[u8]>::len),
+            Fetched::Failed(_) => 0,
+        };
+        self.buffer.len() < OTHERS_MAX
+            && self.buffer.iter().map(bytes).sum::<usize>() < OTHERS_BYTES_MAX
     }
 
     /// See [`Session::purge`].
@@ -267,9 +280,9 @@ impl State {
     }
 
     /// Forgets `partitions`; returns those whose acks are not known to be committed.
-    pub(super) fn revoke(&mut self, partitions: &[Partition]) -> Vec<Partition> {
+    pub(super) fn revoke(&mut self, partitions: &[Partition]) -> Vec<Debt> {
         self.generation += 1;
-        let before = self.uncommitted();
+        let before = self.debts();
         let gone = |topic: &str, number: i32| {
             partitions.iter().any(|gone| gone.partition == number && *gone.topic == *topic)
         };
@@ -278,24 +291,32 @@ impl State {
             Fetched::Record(record) => !gone(record.topic(), record.partition()),
             Fetched::Failed(_) => true,
         });
-        before.into_iter().filter(|it| gone(&it.topic, it.partition)).collect()
+        let is_gone = |debt: &Debt| gone(&debt.partition.topic, debt.partition.partition);
+        before.into_iter().filter(is_gone).collect()
     }
 
     /// Positions that were acked and are not known to be committed.
     pub(super) fn uncommitted(&self) -> Vec<Partition> {
-        self.partitions
-            .iter()
-            .filter(|assigned| assigned.position.acked > assigned.committed)
-            .map(|assigned| {
-                Partition::new(assigned.topic.clone(), assigned.partition, assigned.position.acked)
-            })
-            .collect()
+        self.debts().into_iter().map(|debt| debt.partition).collect()
+    }
+
+    fn debts(&self) -> Vec<Debt> {
+        let debt = |assigned: &Assigned| Debt {
+            partition: Partition::new(
+                assigned.topic.clone(),
+                assigned.partition,
+                assigned.position.acked,
+            ),
+            committed: assigned.committed,
+        };
+        let is_owed = |assigned: &&Assigned| assigned.position.acked > assigned.committed;
+        self.partitions.iter().filter(is_owed).map(debt).collect()
     }
 
     /// Drops every record, before the consumer goes; only what is left to commit stays.
     pub(super) fn clear(&mut self) {
         self.generation += 1;
-        self.farewell.extend(self.uncommitted());
+        self.farewell.extend(self.debts());
         self.buffer.clear();
         self.partitions.clear();
         self.queue = None;

@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::Partition;
 use crate::kafka::consumer::{CommitError, ConsumerEvent, GroupConsumer};
 use crate::stream::acks::Position;
+use crate::stream::owed::Debt;
 
 /// Deadline of one request while the start of a partition is looked up.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,10 +71,11 @@ impl Session {
             state.clear();
             std::mem::take(&mut state.farewell)
         };
-        self.owed.owe(self.name.group(), &farewell);
+        let positions = farewell.iter().map(|debt| debt.partition.clone()).collect();
+        self.owed.owe(self.name.group(), farewell);
         let (closed, deadline) = (consumer.clone(), self.options.session_timeout);
         let closing = tokio::task::spawn_blocking(move || {
-            let mut commits = commit_before_leaving(&closed, farewell);
+            let mut commits = commit_before_leaving(&closed, positions);
             commits.extend(closed.close(deadline));
             commits
         });
@@ -127,7 +129,7 @@ impl Session {
                 tracing::debug!(%name, ?partitions, lost, "revoked");
                 let mut state = self.state.lock();
                 // Settled by the commit that comes with the next line, unless it fails, or they are lost.
-                self.owed.owe(self.name.group(), &state.revoke(&partitions));
+                self.owed.owe(self.name.group(), state.revoke(&partitions));
                 // Eager protocols take all away before they give; the others say what changes.
                 state.is_settled &= consumer.is_cooperative();
                 if let Err(error) = consumer.unassign(&partitions) {
@@ -210,7 +212,12 @@ impl Session {
         self.metrics.commits.with_label_values(&[outcome]).inc();
         let partitions = match result {
             Ok(partitions) => partitions,
-            Err(error) => return self.log_once("commit", &error),
+            Err(error) => {
+                if error.kind() == ErrorKind::NotFound {
+                    self.owed.forget(self.name.group(), &self.topics);
+                }
+                return self.log_once("commit", &error);
+            }
         };
         self.owed.settle(self.name.group(), &partitions);
         let mut state = self.state.lock();
@@ -290,11 +297,12 @@ impl Session {
         consumer: &Arc<GroupConsumer>,
         mut partitions: Vec<Partition>,
     ) -> (Vec<Partition>, Vec<Partition>) {
-        let mut owed = self.owed.of(self.name.group(), &partitions);
+        let owed = self.owed.of(self.name.group(), &partitions);
         if owed.is_empty() {
-            return (partitions, owed);
+            return (partitions, Vec::new());
         }
-        let (asked, wanted) = (consumer.clone(), owed.clone());
+        let wanted: Vec<Partition> = owed.iter().map(|debt| debt.partition.clone()).collect();
+        let asked = consumer.clone();
         let ask = move || asked.committed(&wanted, RESOLVE_TIMEOUT);
         let found = match tokio::task::spawn_blocking(ask).await {
             Ok(Ok(found)) => found,
@@ -309,18 +317,20 @@ impl Session {
             }
         };
         self.owed.settle(self.name.group(), &found);
-        owed.retain(|owed| {
-            let is_it =
-                |it: &&mut Partition| it.topic == owed.topic && it.partition == owed.partition;
+        let is_same =
+            |a: &Partition, b: &Partition| a.topic == b.topic && a.partition == b.partition;
+        let mut begins = Vec::new();
+        for Debt { partition, committed } in owed {
             let is_behind = found.iter().any(|found| {
-                found.topic == owed.topic
-                    && found.partition == owed.partition
-                    && found.offset < owed.offset
+                is_same(found, &partition) && (committed..partition.offset).contains(&found.offset)
             });
-            let begins = partitions.iter_mut().find(is_it).filter(|_| is_behind);
-            begins.map(|it| it.offset = owed.offset).is_some()
-        });
-        (partitions, owed)
+            let given = partitions.iter_mut().find(|given| is_same(given, &partition));
+            if let Some(given) = given.filter(|_| is_behind) {
+                given.offset = partition.offset;
+                begins.push(partition);
+            }
+        }
+        (partitions, begins)
     }
 
     /// Gives each of `partitions` that the group has no commit for a start, and commits it: with

@@ -355,6 +355,8 @@ impl Filler {
 
     /// Appends a value whose type a schema says. One that does not fit goes the thorough way, which widens the shape or
     /// says why not.
+    // Apart, as is `map`: what values without a schema go through stays small.
+    #[inline(never)]
     fn leaf(
         &mut self,
         scanner: &mut Scanner<'_>,
@@ -507,6 +509,7 @@ impl Filler {
         Ok(())
     }
 
+    #[inline(never)]
     fn map(
         &mut self,
         scanner: &mut Scanner<'_>,

@@ -74,7 +74,7 @@ fn fields(
             return Err("it is there twice".to_owned());
         }
         let kind = kind(column, depth_left, path)?;
-        if let Some(place) = shape.field_mut(column.name().as_str().into()) {
+        if let Some(place) = shape.field_mut(column.name()) {
             *place = kind;
         }
         path.pop();

@@ -238,6 +238,7 @@ impl Leaf {
 ///
 /// # Errors
 /// It is none, or finer.
+#[inline(never)]
 pub fn micros(text: Text<'_>) -> Result<i64, Reject> {
     literal::timestamp(&plain(text), TimeUnit::Microsecond, true)
         .map_err(|unfit| Reject::value(unfit.why()))

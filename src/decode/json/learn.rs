@@ -23,11 +23,20 @@ pub fn look(
     let mut scanner = Scanner::new(text);
     let mut seen = StructShape::default();
     let mut learner =
-        Learner { meter: Meter::new(limits), depth_max: limits.depth_max, path: Vec::new() };
+        Learner { meter: Meter::new(limits), depth_max: limits.depth_max, unfit: None };
     if scanner.peek() != b'{' {
         return Err(not_an_object(&mut scanner));
     }
-    learner.object(&mut scanner, &mut seen, known, 0)?;
+    if let Err(reject) = learner.object(&mut scanner, &mut seen, known, 0) {
+        return Err(match learner.unfit {
+            Some(mut path) => {
+                path.reverse();
+                let path = path.join(".");
+                Reject::value(format!("{}: {}", path.escape_debug(), reject.message))
+            }
+            None => reject,
+        });
+    }
     scanner.end()?;
     Ok(seen)
 }
@@ -36,8 +45,8 @@ pub fn look(
 struct Learner {
     meter: Meter,
     depth_max: usize,
-    /// The names of the fields around the value.
-    path: Vec<Box<str>>,
+    /// The fields around a value that does not fit, the innermost first.
+    unfit: Option<Vec<Box<str>>>,
 }
 
 impl Learner {
@@ -58,7 +67,7 @@ impl Learner {
                         *kind = Kind::Text;
                         Ok(())
                     }
-                    Err(unfit) => Err(self.reject(&unfit.why())),
+                    Err(unfit) => Err(self.reject(unfit.why())),
                 };
             }
             Some(Kind::Map(map)) if next == b'{' => {
@@ -138,15 +147,16 @@ impl Learner {
         Ok(())
     }
 
-    /// Names the field that the value is in.
-    fn reject(&self, why: &str) -> Reject {
-        Reject::value(format!("{}: {why}", self.path.join(".").escape_debug()))
+    /// A value that does not fit; the fields around it add their names.
+    fn reject(&mut self, why: String) -> Reject {
+        self.unfit = Some(Vec::new());
+        Reject::value(why)
     }
 
     fn misplaced(&mut self, scanner: &mut Scanner<'_>, wanted: &str) -> Result<(), Reject> {
         match Token::scan(scanner, &mut self.meter)? {
             None => Ok(()),
-            Some(token) => Err(self.reject(&format!("{} that should be {wanted}", token.kind()))),
+            Some(token) => Err(self.reject(format!("{} that should be {wanted}", token.kind()))),
         }
     }
 
@@ -158,7 +168,7 @@ impl Learner {
         depth: usize,
     ) -> Result<(), Reject> {
         self.fields(scanner, |learner, scanner, name| {
-            let known = known.and_then(|known| known.field(&name));
+            let known = known.and_then(|known| known.field(name));
             match shape.field_mut(name) {
                 Some(kind) => learner.value(scanner, kind, known, depth + 1),
                 None => Ok(()),
@@ -182,7 +192,7 @@ impl Learner {
     fn fields<'a>(
         &mut self,
         scanner: &mut Scanner<'a>,
-        mut each: impl FnMut(&mut Self, &mut Scanner<'a>, Box<str>) -> Result<(), Reject>,
+        mut each: impl FnMut(&mut Self, &mut Scanner<'a>, &str) -> Result<(), Reject>,
     ) -> Result<(), Reject> {
         scanner.pass();
         let mut names = HashSet::new();
@@ -197,12 +207,16 @@ impl Learner {
             let name = name_of(scanner.string()?);
             scanner.expect(b':', "an object")?;
             self.meter.elements(1)?;
-            if !names.insert(name.clone()) {
+            if names.contains(&name) {
                 return Err(duplicate(&name));
             }
-            self.path.push(name.clone());
-            each(self, scanner, name)?;
-            self.path.pop();
+            if let Err(reject) = each(self, scanner, &name) {
+                if let Some(unfit) = &mut self.unfit {
+                    unfit.push(name);
+                }
+                return Err(reject);
+            }
+            names.insert(name);
             match scanner.peek() {
                 b',' => scanner.pass(),
                 b'}' => {

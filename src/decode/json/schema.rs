@@ -12,8 +12,11 @@ use super::shape::{Kind, ListShape, SAID_MAX, Source, StructShape};
 /// Places of one schema that are looked at: definitions that use each other twice grow beyond any measure.
 const PLACES_MAX: usize = 100_000;
 
-/// References on the way to one place.
-const REFERENCES_MAX: usize = 256;
+/// Places around one place: each takes its part of the stack, whether it nests values or not.
+const NESTING_MAX: usize = 256;
+
+/// Places that are passed in search of names.
+const PASSED_MAX: usize = 1_000_000;
 
 /// Keywords that say something of types.
 const KEYWORDS: [&str; 20] = [
@@ -104,8 +107,12 @@ struct Place<'a> {
 struct Way {
     /// The references that led here; one that comes again has no end.
     references: Vec<(usize, String)>,
+    /// How deep the value is.
     depth: usize,
+    /// How deep the place is.
+    nesting: usize,
     places: usize,
+    passed: usize,
 }
 
 impl Reader {
@@ -132,7 +139,8 @@ impl Reader {
         if !is_schema(schema) {
             return Err("no JSON Schema: it has no `type`, `properties` or the like".to_owned());
         }
-        let mut way = Way { references: vec![(0, String::new())], depth: 0, places: 0 };
+        let references = vec![(0, String::new())];
+        let mut way = Way { references, depth: 0, nesting: 0, places: 0, passed: 0 };
         match self.kind(Place { document: 0, schema }, &mut way)? {
             Some(Kind::Struct(shape)) => Ok(shape),
             _ => Err("it does not say that values are objects".to_owned()),
@@ -145,6 +153,16 @@ impl Reader {
         if way.places > PLACES_MAX {
             return Err(format!("it unfolds into more than {PLACES_MAX} places"));
         }
+        way.nesting += 1;
+        if way.nesting > NESTING_MAX {
+            return Err(format!("its parts nest deeper than {NESTING_MAX}"));
+        }
+        let kind = self.kind_of(place, way);
+        way.nesting -= 1;
+        kind
+    }
+
+    fn kind_of(&self, place: Place<'_>, way: &mut Way) -> Result<Option<Kind>, String> {
         let schema = match place.schema {
             Json::Object(schema) => schema,
             Json::Bool(_) => return Ok(Some(Kind::Unknown)),
@@ -335,7 +353,7 @@ impl Reader {
             let Some(kind) = self.below(Place { schema, ..place }, way)? else {
                 return Ok(Kind::Text);
             };
-            if let Some(field) = shape.field_mut(name.as_str().into()) {
+            if let Some(field) = shape.field_mut(name) {
                 *field = kind;
             }
         }
@@ -367,10 +385,7 @@ impl Reader {
         if way.references.contains(&step) {
             return Ok(Some(Kind::Unknown));
         }
-        if way.references.len() > REFERENCES_MAX {
-            return Err(format!("more than {REFERENCES_MAX} references lead to one another"));
-        }
-        let schema = self.fragment(document, fragment).ok_or_else(lost)?;
+        let schema = self.fragment(document, fragment, way).ok_or_else(lost)?;
         way.references.push(step);
         let kind = self.kind(Place { document, schema }, way);
         way.references.pop();
@@ -396,7 +411,7 @@ impl Reader {
     }
 
     /// What a fragment means in a document: a pointer (RFC 6901), or a name that a schema there has.
-    fn fragment(&self, document: usize, fragment: &str) -> Option<&Json> {
+    fn fragment(&self, document: usize, fragment: &str, way: &mut Way) -> Option<&Json> {
         let (_, document) = self.documents.get(document)?;
         let fragment = unescaped(fragment)?;
         if fragment.is_empty() || fragment.starts_with('/') {
@@ -405,6 +420,10 @@ impl Reader {
         let id = format!("#{fragment}");
         let mut open = vec![document];
         while let Some(place) = open.pop() {
+            way.passed += 1;
+            if way.passed > PASSED_MAX {
+                return None;
+            }
             match place {
                 Json::Object(schema) => {
                     let is = |keyword: &str, name: &str| {
@@ -468,7 +487,7 @@ fn meet(one: Kind, other: Kind) -> Kind {
         (Kind::Struct(mut one), Kind::Struct(other)) => {
             one.is_closed |= other.is_closed;
             for (name, kind) in other.fields {
-                if let Some(known) = one.field_mut(name) {
+                if let Some(known) = one.field_mut(&name) {
                     *known = meet(std::mem::replace(known, Kind::Unknown), kind);
                 }
             }
@@ -647,6 +666,33 @@ mod tests {
             definitions.join(",")
         );
         assert!(of_user(&text, 64).expect_err("too much").contains("100000 places"));
+    }
+
+    #[test]
+    fn a_schema_cannot_exhaust_the_stack() {
+        let nested = |inner: &str| {
+            (0..30).fold(inner.to_owned(), |inner, _| format!(r#"{{"allOf":[{inner}]}}"#))
+        };
+        let definitions: Vec<String> = (0..500)
+            .map(|at| {
+                format!(r#""d{at}":{}"#, nested(&format!(r##"{{"$ref":"#/$defs/d{}"}}"##, at + 1)))
+            })
+            .collect();
+        let text = format!(
+            r##"{{"$ref":"#/$defs/d0","$defs":{{{},"d500":{{"type":"object"}}}}}}"##,
+            definitions.join(",")
+        );
+        let why = of_writer(&text, [], 64).map(|_| ());
+        assert_eq!(why, Err("its parts nest deeper than 256".to_owned()));
+        // Values as deep as columns may be, each behind a reference and an alternative.
+        let definitions: Vec<String> = (0..70)
+            .map(|at| format!(r##""d{at}":{{"properties":{{"a":{{"anyOf":[{{"type":"null"}},{{"$ref":"#/$defs/d{}"}}]}}}}}}"##, at + 1))
+            .collect();
+        let text = format!(
+            r##"{{"$ref":"#/$defs/d0","$defs":{{{},"d70":{{"type":"object"}}}}}}"##,
+            definitions.join(",")
+        );
+        of_writer(&text, [], 64).expect("a schema");
     }
 
     #[test]

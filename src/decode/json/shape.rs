@@ -167,11 +167,15 @@ impl StructShape {
     }
 
     /// The kind of a field, which is added where it is not there.
-    pub fn field_mut(&mut self, name: Box<str>) -> Option<&mut Kind> {
-        let at = *self.index.entry(name.clone()).or_insert_with(|| {
-            self.fields.push((name, Kind::Unknown));
-            self.fields.len() - 1
-        });
+    pub fn field_mut(&mut self, name: &str) -> Option<&mut Kind> {
+        let at = match self.index.get(name) {
+            Some(at) => *at,
+            None => {
+                self.index.insert(name.into(), self.fields.len());
+                self.fields.push((name.into(), Kind::Unknown));
+                self.fields.len() - 1
+            }
+        };
         self.fields.get_mut(at).map(|(_, kind)| kind)
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+pub mod columns;
 pub mod environment;
 mod file;
 pub mod flags;

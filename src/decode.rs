@@ -7,6 +7,7 @@ pub mod decoder;
 pub mod detect;
 pub mod envelope;
 pub mod formats;
+pub mod given;
 pub mod ipc;
 pub mod json;
 pub mod projection;

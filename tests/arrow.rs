@@ -27,7 +27,7 @@ fn batch_of(stream: &[u8]) -> RecordBatch {
 }
 
 #[track_caller]
-fn pop(client: &mut Client, key: &str) -> RecordBatch {
+pub fn pop(client: &mut Client, key: &str) -> RecordBatch {
     let reply = client.call(&["BLPOP", key, "30"]);
     let [named, stream] = reply.array() else { panic!("{reply} is no pair") };
     assert_eq!(named.text(), key);
@@ -44,7 +44,7 @@ fn pop_rows(client: &mut Client, key: &str, rows: usize) -> Vec<RecordBatch> {
 }
 
 /// A column's values as text.
-fn shown(batch: &RecordBatch, column: &str) -> Vec<String> {
+pub fn shown(batch: &RecordBatch, column: &str) -> Vec<String> {
     let column = batch
         .column_by_name(column)
         .unwrap_or_else(|| panic!("{:?} has no {column}", batch.schema()));
@@ -715,7 +715,7 @@ fn arrow_payloads_become_rows() {
 }
 
 /// A value as a registry's serializers write it.
-fn framed(id: u32, body: &[u8]) -> Vec<u8> {
+pub fn framed(id: u32, body: &[u8]) -> Vec<u8> {
     [&[0], &id.to_be_bytes()[..], body].concat()
 }
 

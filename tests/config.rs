@@ -113,6 +113,15 @@ fn tables_of_topics_are_checked() {
         ("[topic.\"a b\"]\npayload = \"json\"", "topic.a b: no legal topic name"),
         ("[topic.a]\ncsv-delimiter = \"ä\"", "topic.a: csv-delimiter: 'ä' is no ASCII character"),
         ("[topic.a]\non-bad-record = \"drop\"", "on-bad-record: unknown variant `drop`"),
+        (
+            "[topic.a]\ncolumns = { id = \"int65\" }",
+            "karrow.toml:2:18: columns: 'int65' is no type: there is no type 'int65'",
+        ),
+        (
+            "[topic.a.columns]\nid = \"int64\"\nprice = \"decimal128(40, 2)\"",
+            "karrow.toml:3:9: price: 'decimal128(40, 2)' is no type: it has from 1 to 38 digits",
+        ),
+        ("[topic.a]\ncolumns = {}", "karrow.toml:2:11: columns: no column is named"),
     ] {
         let error = toml(text).unwrap_err();
         assert!(error.contains(expected), "{text:?} gave {error:?}, not {expected:?}");
@@ -410,6 +419,76 @@ fn a_schema_that_cannot_be_used_is_told_at_the_start() {
     assert_eq!(code, 64, "{text}");
     let circle = "import cycle detected: order.proto -> item.proto -> order.proto";
     assert!(text.contains(&format!("{said}{circle}")), "{text}");
+}
+
+#[test]
+fn a_schema_that_cannot_be_used_ends_the_process_with_64() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let good = file("good.json", br#"{"type":"object","properties":{"a":{"type":"integer"}}}"#);
+    let text = file("text.json", b"hello");
+    let other = file("other.json", br#"{"type":"string"}"#);
+    let bytes = file("schema.arrow", b"\xff\xff\xff\xff\x10\0\0\0rest");
+    let missing = dir.path().join("missing.json").to_str().unwrap().to_owned();
+    let cases = [
+        (
+            format!("payload = \"json\"\npayload-schema = \"{missing}\""),
+            format!("payload-schema: cannot read {missing}: No such file"),
+        ),
+        (
+            format!("payload = \"json\"\npayload-schema = \"{text}\""),
+            format!("payload-schema: {text}: no JSON Schema: expected value"),
+        ),
+        (
+            format!("payload-schema = \"{other}\""),
+            format!("payload-schema: {other}: it does not say that values are objects"),
+        ),
+        (
+            format!("key = \"json\"\nkey-schema = \"{bytes}\""),
+            format!("key-schema: {bytes}: no Arrow schema"),
+        ),
+        (
+            format!("payload = \"csv\"\npayload-schema = \"{good}\""),
+            format!("payload-schema: {good}: no Arrow schema, which is what \"csv\" takes"),
+        ),
+        (
+            format!("payload = \"text\"\npayload-schema = \"{good}\""),
+            "payload-schema: payload = \"text\" has no schema".to_owned(),
+        ),
+        (format!("key-schema = \"{good}\""), "key-schema: key = \"raw\" has no schema".to_owned()),
+        (
+            format!("payload = \"json\"\npayload-schema = \"{good}\"\npayload-message = \"M\""),
+            "payload-schema: json has none".replace("schema", "message"),
+        ),
+        (
+            "payload = \"avro\"\ncolumns = { a = \"int64\" }".to_owned(),
+            "columns: payload = \"avro\" takes none, \"json\" and \"csv\" do".to_owned(),
+        ),
+        (
+            "payload = \"csv\"\ncolumns = { a = \"list<int64>\" }".to_owned(),
+            "columns: a: List(Int64) is not a single value".to_owned(),
+        ),
+        (
+            "payload = \"csv\"\ncsv-columns = [\"a\"]\ncolumns = { a = \"int64\" }".to_owned(),
+            "csv-columns: the schema has the names of the columns".to_owned(),
+        ),
+        (
+            format!("payload-schema = \"{good}\"\ncolumns = {{ a = \"int64\" }}"),
+            "columns: payload-schema is given as well".to_owned(),
+        ),
+    ];
+    for (table, expected) in cases {
+        let toml = file("karrow.toml", format!("[topic.orders]\n{table}\n").as_bytes());
+        let (code, text) =
+            karrow(&["serve", "--port", "0", "--http-port", "off", "-c", &toml], &[]);
+        let expected = format!("karrow: topic.orders: {expected}");
+        assert!(text.starts_with(&expected), "{table}: {text:?} is not {expected:?}");
+        assert_eq!((code, text.lines().count()), (64, 1), "{table}: {text}");
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod metrics;
 mod produce;
 mod protocol;
 mod rebalance;
+mod schemas;
 mod shutdown;
 mod support;
 mod tidy;

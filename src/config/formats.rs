@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::Deserialize;
 
+use super::columns::Columns;
+
 /// What a key or a payload is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -66,8 +68,8 @@ pub struct TopicSettings {
     pub payload: Option<Format>,
     /// What keys are made of.
     pub key: Option<Format>,
-    /// File with the schema of payloads that do not name one: an Avro schema, or a .proto, which may import what lies
-    /// beside it.
+    /// File with the schema of payloads that do not name one: an Avro schema, a .proto, which may import what lies beside it,
+    /// a JSON Schema, or an Arrow schema of JSON or CSV.
     pub payload_schema: Option<PathBuf>,
     /// The same for keys.
     pub key_schema: Option<PathBuf>,
@@ -75,6 +77,8 @@ pub struct TopicSettings {
     pub payload_message: Option<String>,
     /// The same for keys.
     pub key_message: Option<String>,
+    /// Names and Arrow types of JSON or CSV payloads, instead of a file.
+    pub columns: Option<Columns>,
     /// What becomes of records that cannot be decoded.
     pub on_bad_record: Option<OnBadRecord>,
     /// JSON fields (dots lead into objects) whose RFC 3339 strings become timestamps.

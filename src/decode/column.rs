@@ -13,11 +13,12 @@ use arrow::array::{
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, Decimal256Type,
-    DurationNanosecondType, Field, Fields, Float32Type, Float64Type, Int32Type, Int64Type,
+    DurationMicrosecondType, DurationMillisecondType, DurationNanosecondType, DurationSecondType,
+    Field, Fields, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
     IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit, Time32MillisecondType,
-    Time64MicrosecondType, Time64NanosecondType, TimeUnit, TimestampMicrosecondType,
-    TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt32Type, UInt64Type,
-    i256,
+    Time32SecondType, Time64MicrosecondType, Time64NanosecondType, TimeUnit,
+    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
+    TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type, i256,
 };
 
 use super::reject::Reject;
@@ -90,11 +91,11 @@ pub struct Column {
 pub enum Values {
     /// Booleans, packed at the end.
     Bool(Vec<bool>),
-    /// 32-bit integers, dates, times of day in milliseconds.
+    /// Integers of up to 32 bits, dates, times of day in seconds and milliseconds.
     Int32(Vec<i32>),
     /// 64-bit integers, times, timestamps, durations.
     Int64(Vec<i64>),
-    /// Unsigned 32-bit integers.
+    /// Unsigned integers of up to 32 bits.
     UInt32(Vec<u32>),
     /// Unsigned 64-bit integers.
     UInt64(Vec<u64>),
@@ -215,16 +216,20 @@ impl Column {
     pub fn new(data_type: &DataType) -> Result<Self> {
         let values = match data_type {
             DataType::Boolean => Values::Bool(Vec::new()),
-            DataType::Int32 | DataType::Date32 | DataType::Time32(TimeUnit::Millisecond) => {
+            DataType::Int8
+            | DataType::Int16
+            | DataType::Int32
+            | DataType::Date32
+            | DataType::Time32(TimeUnit::Second | TimeUnit::Millisecond) => {
                 Values::Int32(Vec::new())
             }
             DataType::Int64
             | DataType::Timestamp(..)
-            | DataType::Duration(TimeUnit::Nanosecond)
+            | DataType::Duration(_)
             | DataType::Time64(TimeUnit::Microsecond | TimeUnit::Nanosecond) => {
                 Values::Int64(Vec::new())
             }
-            DataType::UInt32 => Values::UInt32(Vec::new()),
+            DataType::UInt8 | DataType::UInt16 | DataType::UInt32 => Values::UInt32(Vec::new()),
             DataType::UInt64 => Values::UInt64(Vec::new()),
             DataType::Float32 => Values::Float32(Vec::new()),
             DataType::Float64 => Values::Float64(Vec::new()),
@@ -388,7 +393,12 @@ impl Column {
                 Arc::new(BooleanArray::new(bits, nulls))
             }
             Values::Int32(values) => match data_type {
+                DataType::Int8 => primitive::<Int8Type>(narrow(values)?, nulls, data_type),
+                DataType::Int16 => primitive::<Int16Type>(narrow(values)?, nulls, data_type),
                 DataType::Date32 => primitive::<Date32Type>(take(values), nulls, data_type),
+                DataType::Time32(TimeUnit::Second) => {
+                    primitive::<Time32SecondType>(take(values), nulls, data_type)
+                }
                 DataType::Time32(_) => {
                     primitive::<Time32MillisecondType>(take(values), nulls, data_type)
                 }
@@ -409,6 +419,15 @@ impl Column {
                     DataType::Timestamp(TimeUnit::Nanosecond, _) => {
                         primitive::<TimestampNanosecondType>(values, nulls, data_type)
                     }
+                    DataType::Duration(TimeUnit::Second) => {
+                        primitive::<DurationSecondType>(values, nulls, data_type)
+                    }
+                    DataType::Duration(TimeUnit::Millisecond) => {
+                        primitive::<DurationMillisecondType>(values, nulls, data_type)
+                    }
+                    DataType::Duration(TimeUnit::Microsecond) => {
+                        primitive::<DurationMicrosecondType>(values, nulls, data_type)
+                    }
                     DataType::Duration(_) => {
                         primitive::<DurationNanosecondType>(values, nulls, data_type)
                     }
@@ -421,7 +440,11 @@ impl Column {
                     _ => primitive::<Int64Type>(values, nulls, data_type),
                 }
             }
-            Values::UInt32(values) => primitive::<UInt32Type>(take(values), nulls, data_type),
+            Values::UInt32(values) => match data_type {
+                DataType::UInt8 => primitive::<UInt8Type>(narrow(values)?, nulls, data_type),
+                DataType::UInt16 => primitive::<UInt16Type>(narrow(values)?, nulls, data_type),
+                _ => primitive::<UInt32Type>(take(values), nulls, data_type),
+            },
             Values::UInt64(values) => primitive::<UInt64Type>(take(values), nulls, data_type),
             Values::Float32(values) => primitive::<Float32Type>(take(values), nulls, data_type),
             Values::Float64(values) => primitive::<Float64Type>(take(values), nulls, data_type),
@@ -522,6 +545,12 @@ fn primitive<T: ArrowPrimitiveType>(
 fn take<T>(values: &mut Vec<T>) -> Vec<T> {
     let room = values.len();
     std::mem::replace(values, Vec::with_capacity(room))
+}
+
+/// Whoever appends keeps to the range of the type.
+fn narrow<T: Copy, N: TryFrom<T>>(values: &mut Vec<T>) -> Result<Vec<N>> {
+    let wrong = |_| Error::internal("a value beyond the type of its column");
+    values.drain(..).map(|value| N::try_from(value).map_err(wrong)).collect()
 }
 
 fn take_offsets(offsets: &mut Vec<i32>) -> OffsetBuffer<i32> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, StructArray};
 use arrow::compute::concat;
+use arrow::datatypes::{DataType, Fields};
 use arrow::ipc::writer::StreamWriter;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use proptest::prelude::*;
@@ -13,13 +14,14 @@ use super::avro::{AvroDecoder, AvroShape};
 use super::csv::CsvDecoder;
 use super::decoder::{BadRow, Decoder, Value};
 use super::ipc::IpcDecoder;
-use super::json::{JsonDecoder, SharedShape};
+use super::json::{JsonDecoder, SharedShape, arrow_schema};
 use super::projection::Projection;
 use super::protobuf::{ProtobufDecoder, SharedMessages};
 use super::raw::RawDecoder;
 use super::reject::RecordLimits;
 use super::schemas::{Lookup, RegisteredSchema, SchemaKey, SchemaKind, Schemas};
 use super::text::TextDecoder;
+use crate::config::columns;
 
 /// A format with values of it.
 struct Fixture {
@@ -65,6 +67,14 @@ fn stream(ids: &[i64]) -> Vec<u8> {
     writer.into_inner().expect("finished")
 }
 
+/// Columns as pyarrow prints a struct of them.
+fn columns_of(text: &str) -> Fields {
+    match columns::parse(&format!("struct<{text}>")) {
+        Ok(DataType::Struct(fields)) => fields,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn fixtures() -> Vec<Fixture> {
     let limits = RecordLimits::default();
     let bytes = |values: &[&[u8]]| values.iter().map(|value| value.to_vec()).collect::<Vec<_>>();
@@ -92,6 +102,38 @@ fn fixtures() -> Vec<Fixture> {
                 br#"{"in":{"x":2,"y":"z"}}"#,
             ]),
             bad: bytes(&[b"", b"[1]", br#"{"id":1,"new":}"#, br#"{"id":1}}"#, b"\xff"]),
+        },
+        Fixture {
+            name: "json with columns",
+            make: Box::new(move || {
+                let columns = "id: int8, tags: list<string>, in: map<string, decimal128(4, 1)>";
+                let said = arrow_schema::shape(&columns_of(columns), 64).expect("columns");
+                Box::new(JsonDecoder::new(SharedShape::said(100, said), Projection::All, limits))
+            }),
+            good: bytes(&[
+                br#"{"id":1,"tags":["a","b"],"in":{"x":1.5}}"#,
+                br#"{"tags":[],"id":2}"#,
+                br#"{"in":{"x":2,"y":null}}"#,
+            ]),
+            bad: bytes(&[
+                b"",
+                b"[1]",
+                br#"{"tags":["a"],"id":128}"#,
+                br#"{"in":{"x":1,"y":2.25}}"#,
+                br#"{"in":{"x":1},"tags":["a",1]}"#,
+                br#"{"id":1}}"#,
+            ]),
+        },
+        Fixture {
+            name: "csv with columns",
+            make: Box::new(move || {
+                let columns = columns_of("a: int8, b: string");
+                let said = arrow_schema::shape(&columns, 64).expect("columns");
+                let shape = SharedShape::said(100, said);
+                Box::new(CsvDecoder::typed(&columns, b',', shape, Projection::All, limits))
+            }),
+            good: bytes(&[b"1,x", b"2,\"y,z\"\r\n", b",7"]),
+            bad: bytes(&[b"1", b"1,2,3", b"1,\"x", b"\xff,1", b"128,x", b"x,y"]),
         },
         Fixture {
             name: "csv",
@@ -284,7 +326,7 @@ proptest! {
             let shown = rows(&array);
             // Garbage may bring columns, or widen those that are there: then only the count can be compared.
             prop_assert!(shown.len() >= 2, "{}", name);
-            if name != "json" && name != "csv" && name != "arrow" {
+            if name != "json" && name != "csv" && name != "arrow" && name != "json with columns" {
                 prop_assert_eq!(&shown[0], &expected[0], "{}", name);
                 prop_assert_eq!(&shown[shown.len() - 1], &expected[0], "{}", name);
             }

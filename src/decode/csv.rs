@@ -1,11 +1,13 @@
 //! One line of comma-separated values (RFC 4180) a record, into a struct column.
 //!
 //! A line becomes a JSON object, and its types follow from its values as those of JSON do: a number is a number only if
-//! JSON would write it so, which leaves `007` and `+49` the text that they are.
+//! JSON would write it so, which leaves `007` and `+49` the text that they are. Where the user says the types, a value is
+//! written as its type wants it, in quotes or not.
 
 use std::sync::Arc;
 
 use arrow::array::ArrayRef;
+use arrow::datatypes::{DataType, Fields};
 
 use super::decoder::{BadRow, Decoder, Value};
 use super::json::scan::Scanner;
@@ -17,6 +19,8 @@ use crate::error::Result;
 /// See the top of this file.
 pub struct CsvDecoder {
     columns: Option<Vec<String>>,
+    /// Of the columns, where they are given.
+    types: Vec<DataType>,
     delimiter: u8,
     json: JsonDecoder,
 }
@@ -31,7 +35,21 @@ impl CsvDecoder {
         projection: Projection,
         limits: RecordLimits,
     ) -> Self {
-        Self { columns, delimiter, json: JsonDecoder::new(shared, projection, limits) }
+        let json = JsonDecoder::new(shared, projection, limits);
+        Self { columns, types: Vec::new(), delimiter, json }
+    }
+
+    /// The same with names and types of the columns, which `shared` has as well; none of them nests.
+    pub fn typed(
+        columns: &Fields,
+        delimiter: u8,
+        shared: Arc<SharedShape>,
+        projection: Projection,
+        limits: RecordLimits,
+    ) -> Self {
+        let names = columns.iter().map(|column| column.name().clone()).collect();
+        let types = columns.iter().map(|column| column.data_type().clone()).collect();
+        Self { types, ..Self::new(Some(names), delimiter, shared, projection, limits) }
     }
 
     fn to_json(&self, line: &[u8]) -> Result<Vec<u8>, Reject> {
@@ -55,11 +73,20 @@ impl CsvDecoder {
             };
             push_string(&mut json, &name);
             json.push(b':');
-            match (is_quoted, value.as_ref()) {
-                (false, "") => json.extend_from_slice(b"null"),
-                (false, word @ ("true" | "false")) => json.extend_from_slice(word.as_bytes()),
-                (false, number) if is_number(number) => json.extend_from_slice(number.as_bytes()),
-                (_, text) => push_string(&mut json, text),
+            match (is_quoted, value.as_ref(), self.types.get(count)) {
+                (false, "", _) => json.extend_from_slice(b"null"),
+                // Some writers put everything in quotes, also what is not there.
+                (true, "", Some(data_type)) if !is_text(data_type) => {
+                    json.extend_from_slice(b"null");
+                }
+                (_, text, Some(data_type)) => push_typed(&mut json, text, data_type),
+                (false, word @ ("true" | "false"), None) => {
+                    json.extend_from_slice(word.as_bytes());
+                }
+                (false, number, None) if is_number(number) => {
+                    json.extend_from_slice(number.as_bytes());
+                }
+                (_, text, None) => push_string(&mut json, text),
             }
             count += 1;
             rest = after;
@@ -159,6 +186,37 @@ fn push_string(json: &mut Vec<u8>, text: &str) {
     let _ = serde_json::to_writer(json, text);
 }
 
+/// A value as JSON writes those of its type. One that is of another type is a string, which will not fit.
+fn push_typed(json: &mut Vec<u8>, text: &str, data_type: &DataType) {
+    match data_type {
+        DataType::Boolean if text.eq_ignore_ascii_case("true") => json.extend_from_slice(b"true"),
+        DataType::Boolean if text.eq_ignore_ascii_case("false") => json.extend_from_slice(b"false"),
+        data_type if is_text(data_type) => push_string(json, text),
+        _ => {
+            let (sign, digits) = match text.strip_prefix('-') {
+                Some(digits) => ("-", digits),
+                None => ("", text.strip_prefix('+').unwrap_or(text)),
+            };
+            // JSON has no zeros in front.
+            let bare = digits.trim_start_matches('0');
+            let zero = if bare.starts_with(|c: char| c.is_ascii_digit()) { "" } else { "0" };
+            let number = if digits.starts_with('0') {
+                format!("{sign}{zero}{bare}")
+            } else {
+                format!("{sign}{digits}")
+            };
+            match is_number(&number) {
+                true => json.extend_from_slice(number.as_bytes()),
+                false => push_string(json, text),
+            }
+        }
+    }
+}
+
+fn is_text(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Utf8 | DataType::Binary | DataType::FixedSizeBinary(_))
+}
+
 fn is_number(text: &str) -> bool {
     let mut scanner = Scanner::new(text.as_bytes());
     matches!(text.as_bytes().first(), Some(b'-' | b'0'..=b'9'))
@@ -217,6 +275,69 @@ mod tests {
                 "{id: 3, price: -, name: , zip: 09, open: -}",
             ]
         );
+    }
+
+    #[test]
+    fn given_types_read_every_spelling_and_lose_nothing() {
+        // Type, text between delimiters, and how it is shown, or else why not.
+        let cases: [(&str, &str, Result<&str, &str>); 24] = [
+            ("int64", "007", Ok("7")),
+            ("int64", "+49", Ok("49")),
+            ("int64", "-0", Ok("0")),
+            ("int64", "\"5\"", Ok("5")),
+            ("int64", "1.0", Ok("1")),
+            ("int64", "", Ok("-")),
+            ("int64", "x", Err("v: a string that should be of type Int64")),
+            ("int64", "\"\"", Ok("-")),
+            ("int8", "300", Err("v: '300' is beyond Int8")),
+            ("double", "0.50", Ok("0.5")),
+            ("double", "007.5", Ok("7.5")),
+            ("double", "1e3", Ok("1000.0")),
+            ("string", "007", Ok("007")),
+            ("string", "true", Ok("true")),
+            ("string", "1.50", Ok("1.50")),
+            ("string", "\"\"", Ok("")),
+            ("bool", "True", Ok("true")),
+            ("bool", "1", Err("v: a number that should be of type Boolean")),
+            ("decimal128(6, 2)", "+0012.50", Ok("12.50")),
+            (
+                "decimal128(6, 2)",
+                "12.505",
+                Err("v: '12.505' has more than 6 digits, 2 of them decimals"),
+            ),
+            ("date32", "2024-02-29", Ok("2024-02-29")),
+            ("timestamp[ms, UTC]", "2024-02-29T00:00:00Z", Ok("2024-02-29T00:00:00Z")),
+            ("timestamp[ms, UTC]", "1709164800000", Ok("2024-02-29T00:00:00Z")),
+            ("binary", "1234", Ok("d76df8")),
+        ];
+        for (data_type, text, wanted) in cases {
+            let columns =
+                crate::config::columns::parse(&format!("struct<k: string, v: {data_type}>"));
+            let Ok(DataType::Struct(columns)) = columns else { panic!("{columns:?}") };
+            let said = super::super::json::arrow_schema::shape(&columns, 64).expect("columns");
+            let shared = SharedShape::said(100, said);
+            let limits = RecordLimits::default();
+            let mut decoder = CsvDecoder::typed(&columns, b',', shared, Projection::All, limits);
+            let line = format!("a,{text}");
+            let mut bad = Vec::new();
+            let values = [Some(Value::new(line.as_bytes())), Some(Value::new(b"b,"))];
+            let array = decoder.decode(&values, &mut bad).expect("no failure of ours");
+            let bad: Vec<(usize, &str)> =
+                bad.iter().map(|bad| (bad.row, bad.reject.message.as_str())).collect();
+            assert_eq!(array.data_type(), &DataType::Struct(columns), "{data_type}");
+            let options = arrow::util::display::FormatOptions::default().with_null("-");
+            let shown = arrow::util::display::ArrayFormatter::try_new(&array, &options)
+                .expect("a formatter");
+            assert_eq!(shown.value(1).to_string(), "{k: b, v: -}");
+            match wanted {
+                Ok(wanted) => {
+                    assert_eq!(bad, [], "{data_type} {text}");
+                    let row = format!("{{k: a, v: {wanted}}}");
+                    assert_eq!(shown.value(0).to_string(), row, "{data_type} {text}");
+                }
+                Err(why) => assert_eq!(bad, [(0, why)], "{data_type} {text}"),
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! so its columns only grow and widen.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::ArrayRef;
@@ -13,10 +12,13 @@ use super::csv::CsvDecoder;
 use super::decoder::{BadRow, Decoder, Value};
 use super::detect::{SAMPLES_MAX, detect, framed_keys};
 use super::envelope::{Layout, RecordDecoder, Side};
+use super::given::{Given, given};
 use super::ipc::{IpcDecoder, SharedColumns};
+use super::json::shape::StructShape;
+use super::json::writers::Writers;
 use super::json::{JsonDecoder, SharedShape};
 use super::projection::Projection;
-use super::protobuf::{GivenMessage, ProtobufDecoder, SharedMessages};
+use super::protobuf::{ProtobufDecoder, SharedMessages};
 use super::raw::RawDecoder;
 use super::reject::RecordLimits;
 use super::schemas::{BatchSchemas, Lookup, SchemaKey, Schemas};
@@ -55,13 +57,6 @@ struct SideFormat {
     avro: Arc<AvroShape>,
     messages: Arc<SharedMessages>,
     given: Option<Given>,
-}
-
-/// A schema that karrow.toml gives values that do not name one.
-#[derive(Clone)]
-enum Given {
-    Avro(Arc<AvroShape>),
-    Protobuf(GivenMessage),
 }
 
 /// What `[topic.<name>]` says about one side.
@@ -122,23 +117,32 @@ impl Formats {
         side: Side,
         settings: &TopicSettings,
     ) -> Result<Arc<SideFormat>> {
-        let (configured, given, side_settings) = match side {
-            Side::Key => {
-                let configured = settings.key.unwrap_or(self.config.key);
-                let schema = (&settings.key_schema, &settings.key_message);
-                (configured, given("key", configured, schema)?, SideSettings::default())
-            }
-            Side::Payload => {
-                let configured = settings.payload.unwrap_or(self.config.payload);
-                let schema = (&settings.payload_schema, &settings.payload_message);
-                let side_settings = SideSettings {
-                    csv_columns: settings.csv_columns.clone(),
-                    csv_delimiter: settings.csv_delimiter,
-                    timestamps: settings.timestamps.clone(),
-                };
-                (configured, given("payload", configured, schema)?, side_settings)
-            }
+        let configured = match side {
+            Side::Key => settings.key.unwrap_or(self.config.key),
+            Side::Payload => settings.payload.unwrap_or(self.config.payload),
         };
+        let (configured, given) = given(side, configured, settings, self.config.record_depth_max)?;
+        let side_settings = match side {
+            Side::Key => SideSettings::default(),
+            Side::Payload => SideSettings {
+                csv_columns: settings.csv_columns.clone(),
+                csv_delimiter: settings.csv_delimiter,
+                timestamps: settings.timestamps.clone(),
+            },
+        };
+        let fields_max = self.config.fields_max;
+        let shape = |said: Option<&StructShape>| match said {
+            Some(said) => SharedShape::said(fields_max, said.clone()),
+            None => SharedShape::new(fields_max),
+        };
+        let json = shape(match &given {
+            Some(Given::Json(said) | Given::Columns(_, said)) => Some(said),
+            _ => None,
+        });
+        let csv = shape(match &given {
+            Some(Given::Columns(_, said)) if configured == Format::Csv => Some(said),
+            _ => None,
+        });
         Ok(Arc::new(SideFormat {
             topic: topic.clone(),
             side,
@@ -151,49 +155,12 @@ impl Formats {
                 elements_max: self.config.record_elements_max,
                 depth_max: self.config.record_depth_max,
             },
-            json: SharedShape::new(self.config.fields_max),
-            csv: SharedShape::new(self.config.fields_max),
+            json,
+            csv,
             columns: Arc::default(),
             avro: AvroShape::new(),
             messages: SharedMessages::new(),
         }))
-    }
-}
-
-/// The schema of `side`, a file and for a .proto the name of a message.
-fn given(
-    side: &str,
-    format: Format,
-    (schema, message): (&Option<PathBuf>, &Option<String>),
-) -> Result<Option<Given>> {
-    let Some(path) = schema else {
-        return match message {
-            Some(_) => Err(Error::invalid(format!("{side}-message: without {side}-schema"))),
-            None => Ok(None),
-        };
-    };
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Error::invalid(format!("{side}-schema: cannot read {}: {error}", path.display()))
-    })?;
-    let named = |error: Error| {
-        Error::invalid(format!("{side}-schema: {}: {}", path.display(), error.message()))
-    };
-    match (format, message) {
-        (Format::Avro, None) => {
-            AvroShape::given(&text, []).map(Given::Avro).map(Some).map_err(named)
-        }
-        (Format::Protobuf, Some(message)) => {
-            GivenMessage::new(path, &text, message).map(Given::Protobuf).map(Some).map_err(named)
-        }
-        (Format::Protobuf, None) => Err(Error::invalid(format!(
-            "{side}-message: which message of {} it is",
-            path.display()
-        ))),
-        (Format::Avro, Some(_)) => Err(Error::invalid(format!("{side}-message: Avro has none"))),
-        (format, _) => Err(Error::invalid(format!(
-            "{side}-schema: {side} = \"{}\" has no schema, \"avro\" and \"protobuf\" do",
-            format.label()
-        ))),
     }
 }
 
@@ -249,14 +216,17 @@ impl SideFormat {
             Format::Raw => Box::new(RawDecoder::new()),
             Format::Text => Box::new(TextDecoder::new()),
             Format::Json => {
-                let decoder = JsonDecoder::new(self.json.clone(), projection, self.limits);
+                let mut decoder = JsonDecoder::new(self.json.clone(), projection, self.limits);
                 let times = &self.settings.timestamps;
-                match times.is_empty() {
-                    true => Box::new(decoder),
-                    false => Box::new(
-                        decoder.with_timestamps(Projection::new(times.iter().map(String::as_str))),
-                    ),
+                if !times.is_empty() {
+                    let times = Projection::new(times.iter().map(String::as_str));
+                    decoder = decoder.with_timestamps(times);
                 }
+                if let (None, Some(schemas)) = (&self.given, schemas) {
+                    let writers = Writers::new(self.topic.clone(), schemas.clone());
+                    decoder = decoder.with_writers(writers);
+                }
+                Box::new(decoder)
             }
             Format::Arrow => {
                 Box::new(IpcDecoder::new(self.columns.clone(), projection, self.limits))
@@ -264,14 +234,16 @@ impl SideFormat {
             Format::Csv => {
                 let delimiter =
                     u8::try_from(self.settings.csv_delimiter.unwrap_or(',')).unwrap_or(b',');
-                let columns = self.settings.csv_columns.clone();
-                Box::new(CsvDecoder::new(
-                    columns,
-                    delimiter,
-                    self.csv.clone(),
-                    projection,
-                    self.limits,
-                ))
+                let (shared, limits) = (self.csv.clone(), self.limits);
+                Box::new(match &self.given {
+                    Some(Given::Columns(columns, _)) if self.configured == Format::Csv => {
+                        CsvDecoder::typed(columns, delimiter, shared, projection, limits)
+                    }
+                    _ => {
+                        let columns = self.settings.csv_columns.clone();
+                        CsvDecoder::new(columns, delimiter, shared, projection, limits)
+                    }
+                })
             }
             Format::Avro => Box::new(match (&self.given, schemas) {
                 (Some(Given::Avro(shape)), _) => {

@@ -3,25 +3,38 @@
 //! The types follow from the values ([`shape`]) and are shared by all who read a topic. A record that fits what is
 //! known goes straight into the columns, its fields found by guessing that they come in the order of the record
 //! before. One that does not fit widens the shape, and the batch is decoded once more: rare after the first batch.
+//!
+//! Schemas say types beforehand: one that the user gives ([`arrow_schema`], [`schema`]), or those that values name in a
+//! registry ([`writers`]). They are part of the shape.
 
+pub mod arrow_schema;
+pub mod leaf;
+mod learn;
+pub mod literal;
+pub mod node;
 pub mod scan;
+pub mod schema;
 pub mod shape;
+pub mod writers;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::ArrayRef;
-use arrow::datatypes::{DataType, Field, TimeUnit};
 use parking_lot::Mutex;
 
+use self::leaf::{Leaf, Token, micros};
+use self::node::{Node, StructNode};
 use self::scan::{Number, Scanner, Text};
-use self::shape::{EXACT_MAX, Kind, Shape, StructShape, duplicate, name_of, not_an_object};
+use self::shape::{EXACT_MAX, Shape, StructShape, duplicate, name_of, not_an_object};
+use self::writers::{Writers, WritersSeen};
 use super::column::{Column, Values, pad, pad_offsets};
 use super::decoder::{BadRow, Decoder, Value};
 use super::projection::Projection;
 use super::raw::unseen;
 use super::reject::{Meter, RecordLimits, Reject};
+use super::schemas::SchemaKey;
 use crate::error::Result;
 
 /// How many times a batch is begun anew because its records widened the shape. More than two happen only while
@@ -34,12 +47,36 @@ pub struct SharedShape {
     shape: Mutex<Shape>,
     /// Grows with each change of the shape.
     epoch: AtomicU64,
+    writers: WritersSeen,
 }
 
 impl SharedShape {
     /// Nothing was seen yet; at most `fields_max` fields will get columns.
     pub fn new(fields_max: usize) -> Arc<Self> {
-        Arc::new(Self { shape: Mutex::new(Shape::new(fields_max)), epoch: AtomicU64::new(1) })
+        Self::with(Shape::new(fields_max))
+    }
+
+    /// The same where the user has said what records are.
+    pub fn said(fields_max: usize, said: StructShape) -> Arc<Self> {
+        let mut shape = Shape::new(fields_max);
+        shape.seed(said);
+        Self::with(shape)
+    }
+
+    fn with(shape: Shape) -> Arc<Self> {
+        Arc::new(Self {
+            shape: Mutex::new(shape),
+            epoch: AtomicU64::new(1),
+            writers: WritersSeen::default(),
+        })
+    }
+
+    /// Takes in what the schema of a writer says.
+    fn seed(&self, said: StructShape) {
+        let mut shape = self.shape.lock();
+        shape.seed(said);
+        // Under the lock, so that the epoch is never older than the shape.
+        self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Changes whenever the topic's columns do.
@@ -55,54 +92,13 @@ pub struct JsonDecoder {
     /// The fields whose strings are times.
     timestamps: Projection,
     limits: RecordLimits,
+    /// Where the schemas are that values name.
+    writers: Option<Writers>,
     epoch: u64,
     root: Node,
     /// `None` while no field was seen.
     column: Option<Column>,
     texts: u64,
-}
-
-/// Where a value goes. Beside each node that has a column is its [`Column`]; one without has seen only nulls and
-/// empty containers.
-#[derive(Debug)]
-enum Node {
-    /// Only null fits.
-    Unknown,
-    /// Nobody wants it.
-    Skip,
-    Bool,
-    Int {
-        /// One beyond ±2^53 was seen.
-        wide: bool,
-    },
-    Float,
-    Text,
-    /// Strings that are times.
-    Timestamp,
-    Struct(Box<StructNode>),
-    List(Box<Node>),
-}
-
-#[derive(Debug, Default)]
-struct StructNode {
-    fields: Vec<FieldNode>,
-    index: HashMap<Box<str>, usize>,
-    /// The column for fields that found no room.
-    more: Option<usize>,
-    is_full: bool,
-    /// Counts objects, to notice a field that comes twice in one.
-    objects: u64,
-}
-
-#[derive(Debug)]
-struct FieldNode {
-    name: Box<str>,
-    /// Its name needs no escapes, so it can be compared as it is written.
-    is_plain: bool,
-    column: Option<usize>,
-    node: Node,
-    /// The object it was seen in last.
-    object: u64,
 }
 
 /// Why a record was not appended.
@@ -126,6 +122,7 @@ impl JsonDecoder {
             projection,
             timestamps: Projection::nothing(),
             limits,
+            writers: None,
             epoch: 0,
             root: Node::Unknown,
             column: None,
@@ -136,6 +133,12 @@ impl JsonDecoder {
     /// The same, with RFC 3339 strings of the fields that `timestamps` names as timestamps in microseconds.
     pub fn with_timestamps(mut self, timestamps: Projection) -> Self {
         self.timestamps = timestamps;
+        self
+    }
+
+    /// The same, with the types that the JSON Schemas say which values name.
+    pub fn with_writers(mut self, writers: Writers) -> Self {
+        self.writers = Some(writers);
         self
     }
 
@@ -158,7 +161,7 @@ impl JsonDecoder {
     fn learn(&mut self, records: &[Option<Value<'_>>]) {
         let mut shape = self.shared.shape.lock();
         for record in records.iter().flatten() {
-            if let Ok(text) = self.text_of(record.bytes) {
+            if let Ok(text) = text_of(record.bytes, &self.limits) {
                 let _ = shape.learn(text, &self.limits);
             }
         }
@@ -166,28 +169,14 @@ impl JsonDecoder {
         self.shared.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Whether a value is a good record, whatever the shape is.
+    /// Whether a value is a good record, also one that the shape does not show yet.
     fn check(&self, value: &[u8]) -> Result<(), Reject> {
-        Shape::new(0).learn(self.text_of(value)?, &self.limits)
-    }
-
-    /// The JSON text of a value: behind a registry's header, if it has one. No JSON text begins as those do.
-    fn text_of<'a>(&self, value: &'a [u8]) -> Result<&'a [u8], Reject> {
-        let header = match value.first() {
-            Some(0) => 5,
-            Some(1) => 17,
-            _ => 0,
-        };
-        let text = value.get(header..).ok_or_else(|| Reject::truncated("a registry's header"))?;
-        if text.len() > self.limits.bytes_max {
-            return Err(Reject::limit(format_args!("{} bytes", self.limits.bytes_max)));
-        }
-        simdutf8::basic::from_utf8(text).map_err(|_| Reject::malformed("no UTF-8"))?;
-        Ok(text)
+        let text = text_of(value, &self.limits)?;
+        self.shared.shape.lock().check(text, &self.limits)
     }
 
     fn append(&mut self, value: &[u8], row: usize) -> Result<(), Stop> {
-        let text = self.text_of(value)?;
+        let text = text_of(value, &self.limits)?;
         let mut scanner = Scanner::new(text);
         let mut filler = Filler { meter: Meter::new(&self.limits), lists: 0, texts: 0 };
         if scanner.peek() != b'{' {
@@ -235,6 +224,9 @@ impl JsonDecoder {
 
 impl Decoder for JsonDecoder {
     fn decode(&mut self, values: &[Option<Value<'_>>], bad: &mut Vec<BadRow>) -> Result<ArrayRef> {
+        if let Some(writers) = &mut self.writers {
+            writers.learn(values, &self.shared, &self.limits);
+        }
         let bad_before = bad.len();
         for attempt in 1..=ATTEMPTS_MAX {
             self.refresh()?;
@@ -252,68 +244,32 @@ impl Decoder for JsonDecoder {
         }
     }
 
+    fn unfetched(&self, values: &[Option<Value<'_>>]) -> Vec<SchemaKey> {
+        self.writers.as_ref().map_or_else(Vec::new, |writers| writers.unfetched(values))
+    }
+
+    fn reads_schemas(&self) -> bool {
+        self.writers.is_some()
+    }
+
     fn texts(&self) -> u64 {
         self.texts
     }
 }
 
-impl Node {
-    /// `times` are the fields below that are timestamps; everything, where this one is.
-    fn of(
-        kind: &Kind,
-        projection: &Projection,
-        times: Option<&Projection>,
-    ) -> (Self, Option<DataType>) {
-        match kind {
-            Kind::Unknown => (Self::Unknown, None),
-            Kind::Bool => (Self::Bool, kind.data_type()),
-            Kind::Int { wide } => (Self::Int { wide: *wide }, kind.data_type()),
-            Kind::Float => (Self::Float, kind.data_type()),
-            Kind::Text if times.is_some_and(Projection::is_all) => (
-                Self::Timestamp,
-                Some(DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))),
-            ),
-            Kind::Text => (Self::Text, kind.data_type()),
-            Kind::Struct(shape) => Self::of_struct(shape, projection, times),
-            Kind::List(item) => {
-                let (node, item) = Self::of(item, projection, times);
-                (Self::List(Box::new(node)), item.map(super::column::list_of))
-            }
-        }
+/// The JSON text of a value: behind a registry's header, if it has one. No JSON text begins as those do.
+fn text_of<'a>(value: &'a [u8], limits: &RecordLimits) -> Result<&'a [u8], Reject> {
+    let header = match value.first() {
+        Some(0) => 5,
+        Some(1) => 17,
+        _ => 0,
+    };
+    let text = value.get(header..).ok_or_else(|| Reject::truncated("a registry's header"))?;
+    if text.len() > limits.bytes_max {
+        return Err(Reject::limit(format_args!("{} bytes", limits.bytes_max)));
     }
-
-    fn of_struct(
-        shape: &StructShape,
-        projection: &Projection,
-        times: Option<&Projection>,
-    ) -> (Self, Option<DataType>) {
-        let mut struct_node = StructNode { is_full: shape.is_full, ..StructNode::default() };
-        let mut fields = Vec::new();
-        for (name, kind) in &shape.fields {
-            let (node, data_type) = match projection.field(name) {
-                Some(below) => Self::of(kind, below, times.and_then(|times| times.field(name))),
-                None => (Self::Skip, None),
-            };
-            let column = data_type.map(|data_type| {
-                fields.push(Field::new(&**name, data_type, true));
-                fields.len() - 1
-            });
-            struct_node.index.insert(name.clone(), struct_node.fields.len());
-            struct_node.fields.push(FieldNode {
-                name: name.clone(),
-                is_plain: !name.bytes().any(|byte| byte < b' ' || byte == b'"' || byte == b'\\'),
-                column,
-                node,
-                object: 0,
-            });
-        }
-        if let Some(name) = shape.more().filter(|name| projection.field(name).is_some()) {
-            fields.push(Field::new(name, DataType::Utf8, true));
-            struct_node.more = Some(fields.len() - 1);
-        }
-        let data_type = (!fields.is_empty()).then(|| DataType::Struct(fields.into()));
-        (Self::Struct(Box::new(struct_node)), data_type)
-    }
+    simdutf8::basic::from_utf8(text).map_err(|_| Reject::malformed("no UTF-8"))?;
+    Ok(text)
 }
 
 /// Appends the values of one record.
@@ -343,6 +299,8 @@ impl Filler {
             Node::Skip => return Ok(scanner.skip(&mut self.meter)?),
             Node::Struct(node) if next == b'{' => return self.object(scanner, node, column, row),
             Node::List(item) if next == b'[' => return self.array(scanner, item, column, row),
+            Node::Leaf(leaf) => return self.leaf(scanner, leaf, column, row),
+            Node::Map(value) if next == b'{' => return self.map(scanner, value, column, row),
             _ => {}
         }
         let Some(Column { nulls, values, .. }) = column else {
@@ -383,7 +341,7 @@ impl Filler {
                 bytes.end_row()?;
             }
             (Node::Timestamp, Values::Int64(values)) if next == b'"' => {
-                let time = micros(name_of(scanner.string()?).as_ref())?;
+                let time = micros(scanner.string()?)?;
                 pad(values, nulls, row);
                 values.push(time);
             }
@@ -393,6 +351,24 @@ impl Filler {
             _ => return self.misfit(scanner),
         }
         Ok(())
+    }
+
+    /// Appends a value whose type a schema says. One that does not fit goes the thorough way, which widens the shape or
+    /// says why not.
+    // Apart, as is `map`: what values without a schema go through stays small.
+    #[inline(never)]
+    fn leaf(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        leaf: &Leaf,
+        column: Option<&mut Column>,
+        row: usize,
+    ) -> Result<(), Stop> {
+        let Some(token) = Token::scan(scanner, &mut self.meter)? else { return Ok(()) };
+        match (leaf.read(token), column) {
+            (Ok(value), Some(column)) => Ok(value.append_to(column, row)?),
+            _ => Err(Stop::Widen),
+        }
     }
 
     /// The value has no place; it widens the shape, unless it is no value at all.
@@ -532,16 +508,70 @@ impl Filler {
         }
         Ok(())
     }
-}
 
-/// An RFC 3339 time in microseconds since the epoch.
-fn micros(text: &str) -> Result<i64, Reject> {
-    let bad = |why: &str| Reject::value(format!("'{}' is no time: {why}", text.escape_debug()));
-    let time = chrono::DateTime::parse_from_rfc3339(text).map_err(|why| bad(&why.to_string()))?;
-    if time.timestamp_subsec_nanos() % 1_000 != 0 {
-        return Err(bad("it has more than six decimals of a second"));
+    #[inline(never)]
+    fn map(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        node: &mut Node,
+        column: Option<&mut Column>,
+        row: usize,
+    ) -> Result<(), Stop> {
+        let mut place = match column {
+            Some(Column { nulls, values: Values::Map { offsets, keys, values }, .. }) => {
+                pad_offsets(offsets, nulls, row);
+                Some((offsets, keys, values))
+            }
+            _ => None,
+        };
+        let mut end = place.as_ref().and_then(|(offsets, ..)| offsets.last().copied()).unwrap_or(0);
+        let mut seen = HashSet::new();
+        scanner.pass();
+        self.lists += 1;
+        let mut is_open = scanner.peek() != b'}';
+        if !is_open {
+            scanner.pass();
+        }
+        while is_open {
+            if scanner.peek() != b'"' {
+                return Err(scanner.unexpected("an object").into());
+            }
+            self.meter.elements(1)?;
+            let name = name_of(scanner.string()?);
+            scanner.expect(b':', "an object")?;
+            if seen.contains(&name) {
+                return Err(duplicate(&name).into());
+            }
+            let values = match &mut place {
+                Some((_, keys, values)) => {
+                    if let Values::Bytes(keys) = &mut keys.values {
+                        keys.push(name.as_bytes())?;
+                    }
+                    Some(values.as_mut())
+                }
+                None => None,
+            };
+            seen.insert(name);
+            // An offset is never negative.
+            self.value(scanner, node, values, usize::try_from(end).unwrap_or(0))?;
+            end = end
+                .checked_add(1)
+                .ok_or_else(|| Reject::limit("2^31 entries of maps in one batch"))?;
+            match scanner.peek() {
+                b',' => scanner.pass(),
+                b'}' => {
+                    scanner.pass();
+                    is_open = false;
+                }
+                _ => return Err(scanner.unexpected("an object").into()),
+            }
+        }
+        self.lists -= 1;
+        if let Some((offsets, ..)) = place {
+            offsets.push(end);
+        }
+        Ok(())
     }
-    Ok(time.timestamp_micros())
 }
 
 /// The fields of one object that have no column of their own, as they were written.
@@ -586,5 +616,7 @@ impl More {
     }
 }
 
+#[cfg(test)]
+mod said_tests;
 #[cfg(test)]
 mod tests;

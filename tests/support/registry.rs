@@ -40,8 +40,14 @@ impl Registry {
 
     /// Registers a schema under an id.
     pub fn put(&self, id: u32, kind: &str, schema: &str) {
-        let answer = serde_json::json!({"schemaType": kind, "schema": schema}).to_string();
-        self.shared.answers.lock().expect("no poison").insert(format!("/schemas/ids/{id}"), answer);
+        let answer = serde_json::json!({"schemaType": kind, "schema": schema});
+        self.answer(&format!("/schemas/ids/{id}"), &answer);
+    }
+
+    /// Answers a request for `path`.
+    pub fn answer(&self, path: &str, answer: &serde_json::Value) {
+        let mut answers = self.shared.answers.lock().expect("no poison");
+        answers.insert(path.to_owned(), answer.to_string());
     }
 
     /// While it is away every answer is an error.

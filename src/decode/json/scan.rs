@@ -380,7 +380,7 @@ impl Nesting {
 
 impl Text<'_> {
     /// Appends the content, unescaped.
-    #[inline]
+    #[inline(always)]
     pub fn append_to(self, out: &mut Vec<u8>) {
         match self {
             Self::Plain(content) => out.extend_from_slice(content),

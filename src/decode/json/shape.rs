@@ -1,13 +1,15 @@
-//! [`Shape`]: what has been seen of a topic's JSON objects, and the Arrow type that follows from it. It only grows and
-//! widens, and the order in which values were seen does not matter.
+//! [`Shape`]: what has been seen of a topic's JSON objects, or is said of them by schemas, and the Arrow type that follows
+//! from it. It only grows and widens, and the order in which values were seen does not matter.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use arrow::datatypes::{DataType, Field, Fields};
 
-use super::super::column::list_of;
-use super::super::reject::{Meter, RecordLimits, Reject};
-use super::scan::{Number, Scanner, Text};
+use super::super::column::{list_of, map_of};
+use super::super::reject::{RecordLimits, Reject};
+use super::leaf::{Leaf, Type};
+use super::learn;
+use super::scan::{Scanner, Text};
 
 /// A double holds every integer up to here.
 pub const EXACT_MAX: u64 = 1 << 53;
@@ -15,14 +17,19 @@ pub const EXACT_MAX: u64 = 1 << 53;
 /// Name of the column that takes, as the text of a JSON object, the fields beyond the limit.
 const MORE: &str = "_more";
 
+/// Fields that schemas say, at every depth. Those that are inferred have a limit of their own.
+pub const SAID_MAX: usize = 10_000;
+
 /// What was seen of a topic's objects.
 #[derive(Clone, Debug)]
 pub struct Shape {
     /// The objects themselves.
     pub root: StructShape,
-    /// How many fields are known, at every depth.
+    /// How many fields were inferred, at every depth.
     count: usize,
     count_max: usize,
+    /// How many fields schemas have added.
+    said: usize,
 }
 
 /// What was seen of the objects in one place.
@@ -31,8 +38,14 @@ pub struct StructShape {
     /// In the order in which they were seen first.
     pub fields: Vec<(Box<str>, Kind)>,
     index: HashMap<Box<str>, usize>,
-    /// Fields were seen for which there was no room; see [`StructShape::more`].
+    /// Fields were seen that have no column of their own; see [`StructShape::more`].
     pub is_full: bool,
+    /// A schema says what the fields are.
+    is_said: bool,
+    /// That schema has no others: they get no columns of their own.
+    pub is_closed: bool,
+    /// What is no object makes a bad row.
+    pub is_firm: bool,
 }
 
 /// What was seen in one place.
@@ -54,13 +67,35 @@ pub enum Kind {
     /// Objects.
     Struct(StructShape),
     /// Arrays.
-    List(Box<Kind>),
+    List(ListShape),
+    /// Objects whose names are no fields, which only a schema can say: the kind of their values.
+    Map(ListShape),
+    /// As a schema says.
+    Leaf(Box<Leaf>),
+}
+
+/// What was seen of the items in one place.
+#[derive(Clone, Debug)]
+pub struct ListShape {
+    /// Each of them.
+    pub item: Box<Kind>,
+    /// What is no array, or no object where it is a map, makes a bad row.
+    pub is_firm: bool,
+}
+
+/// Where what is taken into a shape comes from, and how many more fields it may bring.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// A schema, not a record.
+    pub is_schema: bool,
+    /// Fields that still get a column.
+    pub room: usize,
 }
 
 impl Shape {
     /// Nothing was seen yet; at most `count_max` fields will get columns.
     pub fn new(count_max: usize) -> Self {
-        Self { root: StructShape::default(), count: 0, count_max }
+        Self { root: StructShape::default(), count: 0, count_max, said: 0 }
     }
 
     /// Looks at one record, an object.
@@ -68,18 +103,28 @@ impl Shape {
     /// # Errors
     /// A bad record; nothing of it is remembered then.
     pub fn learn(&mut self, text: &[u8], limits: &RecordLimits) -> Result<(), Reject> {
-        let mut scanner = Scanner::new(text);
-        let mut seen = Kind::Unknown;
-        let mut learner = Learner { meter: Meter::new(limits), depth_max: limits.depth_max };
-        learner.value(&mut scanner, &mut seen, 0)?;
-        scanner.end()?;
-        if let Kind::Struct(seen) = seen {
-            let mut room = self.count_max.saturating_sub(self.count);
-            let before = room;
-            self.root.merge(seen, &mut room);
-            self.count = (self.count + before).saturating_sub(room);
-        }
+        let seen = learn::look(text, Some(&self.root), limits)?;
+        let room = self.count_max.saturating_sub(self.count);
+        let mut source = Source { is_schema: false, room };
+        self.root.merge(seen, &mut source);
+        self.count += room.saturating_sub(source.room);
         Ok(())
+    }
+
+    /// Whether a record is a good one.
+    ///
+    /// # Errors
+    /// Why it is a bad one.
+    pub fn check(&self, text: &[u8], limits: &RecordLimits) -> Result<(), Reject> {
+        learn::look(text, Some(&self.root), limits).map(|_| ())
+    }
+
+    /// Takes in what a schema says of the objects.
+    pub fn seed(&mut self, said: StructShape) {
+        let room = SAID_MAX.saturating_sub(self.said);
+        let mut source = Source { is_schema: true, room };
+        self.root.merge(said, &mut source);
+        self.said += room.saturating_sub(source.room);
     }
 
     /// The type of a payload; `None` while there is no field to see.
@@ -89,6 +134,11 @@ impl Shape {
 }
 
 impl StructShape {
+    /// What a schema says of objects, without any field yet.
+    pub fn said(is_firm: bool, is_closed: bool) -> Self {
+        Self { is_said: true, is_firm, is_closed, ..Self::default() }
+    }
+
     /// The columns: of the fields that have one, and for the fields that found no room.
     fn data_type(&self) -> Option<DataType> {
         let mut fields: Vec<Field> = self
@@ -111,22 +161,64 @@ impl StructShape {
         self.is_full.then_some(name)
     }
 
-    fn merge(&mut self, seen: Self, room: &mut usize) {
+    /// The kind of a field.
+    pub fn field(&self, name: &str) -> Option<&Kind> {
+        self.index.get(name).and_then(|at| self.fields.get(*at)).map(|(_, kind)| kind)
+    }
+
+    /// The kind of a field, which is added where it is not there.
+    pub fn field_mut(&mut self, name: &str) -> Option<&mut Kind> {
+        let at = match self.index.get(name) {
+            Some(at) => *at,
+            None => {
+                self.index.insert(name.into(), self.fields.len());
+                self.fields.push((name.into(), Kind::Unknown));
+                self.fields.len() - 1
+            }
+        };
+        self.fields.get_mut(at).map(|(_, kind)| kind)
+    }
+
+    /// The same without any field.
+    fn without_fields(&self) -> Self {
+        Self {
+            fields: Vec::new(),
+            index: HashMap::new(),
+            is_full: false,
+            is_said: self.is_said,
+            is_closed: self.is_closed,
+            is_firm: self.is_firm,
+        }
+    }
+
+    /// Takes `seen` in.
+    pub fn merge(&mut self, seen: Self, source: &mut Source) {
+        if source.is_schema {
+            // What one schema does not know another one may, or records that no schema told of.
+            let is_first = !self.is_said && self.fields.is_empty();
+            self.is_closed = seen.is_closed && (self.is_closed || is_first);
+            self.is_said |= seen.is_said;
+        }
         self.is_full |= seen.is_full;
         let reserved = self.more();
         for (name, kind) in seen.fields {
             match self.index.get(&name).copied() {
                 Some(at) => {
                     if let Some((_, known)) = self.fields.get_mut(at) {
-                        known.merge(kind, room);
+                        known.merge(kind, source);
                     }
                 }
-                // The name of a column that is there already stays that column's.
-                None if *room == 0 || reserved.as_deref() == Some(&*name) => self.is_full = true,
+                None if source.room == 0
+                    || (self.is_closed && !source.is_schema)
+                    // The name of a column that is there already stays that column's.
+                    || reserved.as_deref() == Some(&*name) =>
+                {
+                    self.is_full = true;
+                }
                 None => {
-                    *room -= 1;
+                    source.room -= 1;
                     let mut known = Kind::Unknown;
-                    known.merge(kind, room);
+                    known.merge(kind, source);
                     self.index.insert(name.clone(), self.fields.len());
                     self.fields.push((name, known));
                 }
@@ -145,168 +237,94 @@ impl Kind {
             Self::Float => Some(DataType::Float64),
             Self::Text => Some(DataType::Utf8),
             Self::Struct(shape) => shape.data_type(),
-            Self::List(item) => item.data_type().map(list_of),
+            Self::List(list) => list.item.data_type().map(list_of),
+            Self::Map(map) => map.item.data_type().map(|value| map_of(DataType::Utf8, value)),
+            Self::Leaf(leaf) => Some(leaf.data_type()),
         }
     }
 
-    /// Takes `seen` in, which may need `room` for fields.
-    fn merge(&mut self, seen: Self, room: &mut usize) {
+    /// A list of `item`s that only records tell of.
+    pub fn list_of(item: Self) -> Self {
+        Self::List(ListShape { item: Box::new(item), is_firm: false })
+    }
+
+    /// Whether its values are strings, or anything.
+    pub fn is_text(&self) -> bool {
+        match self {
+            Self::Text => true,
+            Self::Leaf(leaf) => leaf.is == Type::Arrow(DataType::Utf8),
+            _ => false,
+        }
+    }
+
+    fn is_firm(&self) -> bool {
+        match self {
+            Self::Struct(shape) => shape.is_firm,
+            Self::List(shape) | Self::Map(shape) => shape.is_firm,
+            _ => false,
+        }
+    }
+
+    /// Takes `seen` in.
+    pub fn merge(&mut self, seen: Self, source: &mut Source) {
         let known = std::mem::replace(self, Self::Unknown);
         *self = match (known, seen) {
             (known, Self::Unknown) => known,
             (Self::Unknown, Self::Struct(seen)) => {
-                let mut fresh = StructShape::default();
-                fresh.merge(seen, room);
+                let mut fresh = seen.without_fields();
+                fresh.merge(seen, source);
                 Self::Struct(fresh)
             }
-            (Self::Unknown, Self::List(seen)) => {
-                let mut item = Self::Unknown;
-                item.merge(*seen, room);
-                Self::List(Box::new(item))
-            }
+            (Self::Unknown, Self::List(seen)) => Self::List(seen.fresh(source)),
+            (Self::Unknown, Self::Map(seen)) => Self::Map(seen.fresh(source)),
             (Self::Unknown, seen) => seen,
             (Self::Bool, Self::Bool) => Self::Bool,
             (Self::Int { wide: a }, Self::Int { wide: b }) => Self::Int { wide: a | b },
             (Self::Int { wide: false } | Self::Float, Self::Float)
             | (Self::Float, Self::Int { wide: false }) => Self::Float,
             (Self::Struct(mut known), Self::Struct(seen)) => {
-                known.merge(seen, room);
+                known.merge(seen, source);
                 Self::Struct(known)
             }
             (Self::List(mut known), Self::List(seen)) => {
-                known.merge(*seen, room);
+                known.item.merge(*seen.item, source);
                 Self::List(known)
             }
+            (Self::Map(mut known), Self::Map(seen)) => {
+                known.item.merge(*seen.item, source);
+                Self::Map(known)
+            }
+            (Self::Leaf(known), Self::Leaf(seen)) => known.or(*seen),
+            // A record has shown what does not fit.
+            (Self::Leaf(known), _) if !source.is_schema => known.wider(),
+            // It made a bad row.
+            (known, _) if known.is_firm() && !source.is_schema => known,
             _ => Self::Text,
         };
     }
 }
 
-/// Looks at the values of one record.
-struct Learner {
-    meter: Meter,
-    depth_max: usize,
+impl ListShape {
+    fn fresh(self, source: &mut Source) -> Self {
+        let mut item = Kind::Unknown;
+        item.merge(*self.item, source);
+        Self { item: Box::new(item), is_firm: self.is_firm }
+    }
 }
 
-impl Learner {
-    fn value(
-        &mut self,
-        scanner: &mut Scanner<'_>,
-        kind: &mut Kind,
-        depth: usize,
-    ) -> Result<(), Reject> {
-        let seen = match scanner.peek() {
-            b'{' if depth == 0
-                || (depth < self.depth_max && matches!(kind, Kind::Unknown | Kind::Struct(_))) =>
-            {
-                if matches!(kind, Kind::Unknown) {
-                    *kind = Kind::Struct(StructShape::default());
-                }
-                let Kind::Struct(shape) = kind else { return Ok(()) };
-                return self.object(scanner, shape, depth);
-            }
-            _ if depth == 0 => return Err(not_an_object(scanner)),
-            b'[' if depth < self.depth_max && matches!(kind, Kind::Unknown | Kind::List(_)) => {
-                if matches!(kind, Kind::Unknown) {
-                    *kind = Kind::List(Box::new(Kind::Unknown));
-                }
-                let Kind::List(item) = kind else { return Ok(()) };
-                return self.array(scanner, item, depth);
-            }
-            b'{' | b'[' => {
-                scanner.skip(&mut self.meter)?;
-                Kind::Text
-            }
-            b'"' => {
-                scanner.string()?;
-                Kind::Text
-            }
-            b't' => {
-                scanner.word(b"true")?;
-                Kind::Bool
-            }
-            b'f' => {
-                scanner.word(b"false")?;
-                Kind::Bool
-            }
-            b'n' => {
-                scanner.word(b"null")?;
-                Kind::Unknown
-            }
-            b'-' | b'0'..=b'9' => match scanner.number()? {
-                Number::Int(value) => Kind::Int { wide: value.unsigned_abs() > EXACT_MAX },
-                Number::Float(_) => Kind::Float,
-                Number::Big(_) => Kind::Text,
-            },
-            _ => return Err(scanner.unexpected("a value")),
-        };
-        // Only scalars come here; fields need no room.
-        kind.merge(seen, &mut 0);
-        Ok(())
-    }
-
-    fn object(
-        &mut self,
-        scanner: &mut Scanner<'_>,
-        shape: &mut StructShape,
-        depth: usize,
-    ) -> Result<(), Reject> {
-        scanner.pass();
-        let mut names = HashSet::new();
-        if scanner.peek() == b'}' {
-            scanner.pass();
-            return Ok(());
-        }
-        loop {
-            if scanner.peek() != b'"' {
-                return Err(scanner.unexpected("an object"));
-            }
-            let name = name_of(scanner.string()?);
-            scanner.expect(b':', "an object")?;
-            self.meter.elements(1)?;
-            if !names.insert(name.clone()) {
-                return Err(duplicate(&name));
-            }
-            let at = *shape.index.entry(name.clone()).or_insert_with(|| {
-                shape.fields.push((name, Kind::Unknown));
-                shape.fields.len() - 1
-            });
-            let Some((_, kind)) = shape.fields.get_mut(at) else { return Ok(()) };
-            self.value(scanner, kind, depth + 1)?;
-            match scanner.peek() {
-                b',' => scanner.pass(),
-                b'}' => {
-                    scanner.pass();
-                    return Ok(());
-                }
-                _ => return Err(scanner.unexpected("an object")),
-            }
+impl Leaf {
+    /// What holds the values of both, which schemas say.
+    fn or(self, other: Self) -> Kind {
+        match (&self.is, &other.is) {
+            (a, b) if a == b => Kind::Leaf(Box::new(self)),
+            (Type::Number, Type::Integer) => Kind::Leaf(Box::new(self)),
+            (Type::Integer, Type::Number) => Kind::Leaf(Box::new(other)),
+            _ => Kind::Text,
         }
     }
 
-    fn array(
-        &mut self,
-        scanner: &mut Scanner<'_>,
-        item: &mut Kind,
-        depth: usize,
-    ) -> Result<(), Reject> {
-        scanner.pass();
-        if scanner.peek() == b']' {
-            scanner.pass();
-            return Ok(());
-        }
-        loop {
-            self.meter.elements(1)?;
-            self.value(scanner, item, depth + 1)?;
-            match scanner.peek() {
-                b',' => scanner.pass(),
-                b']' => {
-                    scanner.pass();
-                    return Ok(());
-                }
-                _ => return Err(scanner.unexpected("an array")),
-            }
-        }
+    fn wider(&self) -> Kind {
+        self.widened().map_or(Kind::Text, |leaf| Kind::Leaf(Box::new(leaf)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Values that went in come out.
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampMicrosecondType};
 use proptest::prelude::*;
 use serde_json::Value as Json;
 

@@ -240,11 +240,11 @@ impl GroupConsumer {
 
     /// Whether assignments change by differences (KIP-429, KIP-848).
     pub fn is_cooperative(&self) -> bool {
-        // SAFETY: the client is alive; the string is static.
-        let protocol = unsafe {
-            std::ffi::CStr::from_ptr(sys::rd_kafka_rebalance_protocol(self.handle.ptr()))
-        };
-        protocol.to_bytes() == b"COOPERATIVE"
+        // SAFETY: the client is alive; the string is static, and null once the group was left.
+        unsafe {
+            let protocol = sys::rd_kafka_rebalance_protocol(self.handle.ptr());
+            !protocol.is_null() && std::ffi::CStr::from_ptr(protocol).to_bytes() == b"COOPERATIVE"
+        }
     }
 
     fn assignment(&self) -> Vec<Partition> {
@@ -459,4 +459,24 @@ fn committed(code: KafkaCode, partitions: Vec<Partition>) -> Result<Vec<Partitio
 
 pub(super) fn millis(timeout: Duration) -> i32 {
     i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::KafkaOptions;
+
+    /// A rebalance may come while a consumer closes, and be served when it has.
+    #[test]
+    fn a_closed_consumer_is_in_no_group() {
+        let file = KafkaOptions::from([("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())]);
+        let options = ConsumerOptions::new(&file, &serde_json::Map::new(), "g", "g:n");
+        let options = options.expect("options");
+        let (consumer, _queue) =
+            GroupConsumer::new(&options, Box::new(|| {}), Box::new(|| {})).expect("a consumer");
+        consumer.subscribe(&["t".into()]).expect("a subscription");
+        consumer.close(Duration::from_secs(10));
+        assert!(!consumer.is_cooperative());
+        let _ = consumer.unassign(&[]);
+    }
 }

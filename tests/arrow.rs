@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, Float64Array, Int32Array, Int64Array, LargeListArray,
-    RecordBatch, StringArray, StructArray, TimestampMillisecondArray,
+    Array, ArrayRef, BinaryArray, DictionaryArray, Float64Array, Int8Array, Int32Array, Int64Array,
+    LargeListArray, LargeStringArray, RecordBatch, StringArray, StructArray,
+    TimestampMillisecondArray,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Schema};
@@ -536,6 +537,26 @@ fn rows_become_messages() {
 }
 
 /// As polars writes lists.
+#[test]
+fn a_dictionary_is_not_spelled_out() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let karrow = Karrow::start(&kafka);
+    let mut client = karrow.connect();
+    let stream = |value: &str, rows: usize| {
+        let values = Arc::new(LargeStringArray::from(vec![value]));
+        let keys = Int8Array::from(vec![0; rows]);
+        stream_of(vec![("payload", Arc::new(DictionaryArray::new(keys, values)) as ArrayRef)])
+    };
+    // A terabyte, spelled out.
+    let large = stream(&"x".repeat(1_000_000), 1_000_000);
+    let reply = client.call(&[b"RPUSH".as_slice(), b"arrow:t", &large]);
+    let why = "PROD payload: row 268: the rows of one command are more than 268435456 bytes";
+    assert_eq!(reply.error(), why);
+    let small = stream("x", 3);
+    assert_eq!(client.call(&[b"RPUSH".as_slice(), b"arrow:t", &small]).int(), 3);
+    assert_eq!(kafka.end("t", 0), 3);
+}
+
 #[test]
 fn headers_may_be_a_large_list() {
     let kafka = Kafka::with(&[("t", 1)]);

@@ -1,15 +1,18 @@
 //! Arrow IPC streams from strangers: checked before anything is allocated, then read. As a payload, each row of a stream
 //! becomes a row, with the envelope of its record; streams of different schemas share the columns of both.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, ListArray, MapArray, RecordBatch, StructArray, new_empty_array,
-    new_null_array,
+    Array, ArrayRef, AsArray, ListArray, MapArray, OffsetSizeTrait, RecordBatch, StructArray,
+    new_empty_array, new_null_array,
 };
+use arrow::buffer::OffsetBuffer;
 use arrow::compute::{CastOptions, cast_with_options, concat};
 use arrow::datatypes::{DataType, Field, Fields};
+use arrow::downcast_dictionary_array;
 use arrow_ipc::MessageHeader;
 use arrow_ipc::reader::StreamReader;
 use parking_lot::Mutex;
@@ -36,6 +39,10 @@ const COLUMNS_MAX: usize = 10_000;
 /// Size of a value of a fixed size, in bytes or items.
 const FIXED_SIZE_MAX: i32 = 4_096;
 
+/// How many times the bytes of a record the pieces of its dictionaries may make Arrow's reader copy: for each it copies
+/// the whole dictionary.
+const DICTIONARY_COPIES_MAX: usize = 8;
+
 /// Rows of one batch, of all its streams.
 const BATCH_ROWS_MAX: usize = 1 << 20;
 
@@ -60,9 +67,11 @@ impl IpcDecoder {
     }
 
     fn plain_rows(&self, batches: Vec<RecordBatch>) -> Result<Option<StructArray>, Reject> {
+        // One for all of them: they may share a dictionary.
+        let mut meter = Meter::new(&self.limits);
         let mut parts: Vec<ArrayRef> = Vec::with_capacity(batches.len());
         for batch in batches {
-            parts.push(plain(&(Arc::new(StructArray::from(batch)) as ArrayRef), &self.limits)?);
+            parts.push(plain(&(Arc::new(StructArray::from(batch)) as ArrayRef), &mut meter)?);
         }
         let parts: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
         if parts.is_empty() {
@@ -191,6 +200,9 @@ pub fn guarded<T>(work: impl FnOnce() -> Result<T, Reject>) -> Result<T, Reject>
 /// It is no stream, ends early or late, or asks for too much.
 pub fn check_stream(stream: &[u8], limits: &RecordLimits) -> Result<(), Reject> {
     let mut meter = Meter::new(limits);
+    // Bytes of each dictionary, and those that are still copied when a piece is added to one.
+    let mut dictionaries: HashMap<i64, usize> = HashMap::new();
+    let mut copies_left = limits.bytes_max.saturating_mul(DICTIONARY_COPIES_MAX);
     let mut rest = stream;
     let mut messages = 0;
     while !rest.is_empty() {
@@ -236,13 +248,19 @@ pub fn check_stream(stream: &[u8], limits: &RecordLimits) -> Result<(), Reject> 
                 )?;
             }
             MessageHeader::DictionaryBatch if messages > 0 => {
-                let data =
-                    message.header_as_dictionary_batch().and_then(|dictionary| dictionary.data());
-                check_batch(
-                    data.ok_or_else(|| Reject::malformed("a message without a dictionary"))?,
-                    body,
-                    &mut meter,
-                )?;
+                let without = || Reject::malformed("a message without a dictionary");
+                let dictionary = message.header_as_dictionary_batch().ok_or_else(without)?;
+                let data = dictionary.data().ok_or_else(without)?;
+                let added = check_batch(data, body, &mut meter)?;
+                let size = dictionaries.entry(dictionary.id()).or_default();
+                if dictionary.isDelta() {
+                    *size = size.saturating_add(added);
+                    copies_left = copies_left
+                        .checked_sub(*size)
+                        .ok_or_else(|| Reject::limit("the pieces its dictionaries may come in"))?;
+                } else {
+                    *size = added;
+                }
             }
             _ => {
                 return Err(Reject::malformed(
@@ -260,11 +278,12 @@ pub fn check_stream(stream: &[u8], limits: &RecordLimits) -> Result<(), Reject> 
     Ok(())
 }
 
+/// Checks one batch; how many bytes it has.
 fn check_batch(
     batch: arrow_ipc::RecordBatch<'_>,
     body: &[u8],
     meter: &mut Meter,
-) -> Result<(), Reject> {
+) -> Result<usize, Reject> {
     let length = |length: i64| {
         usize::try_from(length)
             .map_err(|_| Reject::malformed("a negative length in an Arrow IPC stream"))
@@ -274,6 +293,7 @@ fn check_batch(
         meter.elements(length(node.length())?)?;
     }
     let is_compressed = batch.compression().is_some();
+    let mut bytes_in_all: usize = 0;
     for buffer in batch.buffers().into_iter().flatten() {
         let (start, size) = (length(buffer.offset())?, length(buffer.length())?);
         let end =
@@ -288,14 +308,19 @@ fn check_batch(
             _ => size,
         };
         meter.bytes(declared)?;
+        bytes_in_all = bytes_in_all.saturating_add(declared);
     }
-    Ok(())
+    Ok(bytes_in_all)
 }
 
 /// The type in which karrow hands out `data_type`: dictionaries, views and runs are spelled out; `None` for nulls.
 fn plain_type(data_type: &DataType) -> Result<Option<DataType>, Reject> {
     Ok(Some(match data_type {
         DataType::Null => return Ok(None),
+        // The inner one would be merged or copied for each piece of the outer one.
+        DataType::Dictionary(_, value) if has_dictionary(value) => {
+            return Err(Reject::value(format!("{data_type}, which karrow does not take")));
+        }
         DataType::Dictionary(_, value) => return plain_type(value),
         DataType::Utf8View => DataType::Utf8,
         DataType::BinaryView => DataType::Binary,
@@ -364,12 +389,23 @@ fn plain_type(data_type: &DataType) -> Result<Option<DataType>, Reject> {
     }))
 }
 
+fn has_dictionary(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Dictionary(..) => true,
+        DataType::Struct(fields) => fields.iter().any(|field| has_dictionary(field.data_type())),
+        DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::FixedSizeList(item, _)
+        | DataType::Map(item, _) => has_dictionary(item.data_type()),
+        _ => false,
+    }
+}
+
 /// Spells out what must not leave karrow.
-fn plain(array: &ArrayRef, limits: &RecordLimits) -> Result<ArrayRef, Reject> {
+fn plain(array: &ArrayRef, meter: &mut Meter) -> Result<ArrayRef, Reject> {
     let target =
         plain_type(array.data_type())?.ok_or_else(|| Reject::value("nothing but nulls"))?;
-    let mut meter = Meter::new(limits);
-    spelled_out(array, &mut meter)?;
+    spelled_out(array, meter)?;
     adapt(array, &target)
 }
 
@@ -377,15 +413,11 @@ fn plain(array: &ArrayRef, limits: &RecordLimits) -> Result<ArrayRef, Reject> {
 fn spelled_out(array: &ArrayRef, meter: &mut Meter) -> Result<(), Reject> {
     match array.data_type() {
         DataType::Dictionary(..) => {
-            let dictionary = array.as_any_dictionary();
-            let sizes = sizes(dictionary.values());
-            for key in dictionary.normalized_keys() {
-                meter.bytes(sizes.get(key).copied().unwrap_or(0))?;
-            }
-            spelled_out(dictionary.values(), meter)
+            (0..array.len()).try_for_each(|slot| book(array, slot, meter))?;
+            spelled_out(array.as_any_dictionary().values(), meter)
         }
         DataType::Utf8View | DataType::BinaryView => {
-            sizes(array).into_iter().try_for_each(|size| meter.bytes(size))
+            (0..array.len()).try_for_each(|slot| book(array, slot, meter))
         }
         DataType::Struct(_) => {
             array.as_struct().columns().iter().try_for_each(|column| spelled_out(column, meter))
@@ -402,22 +434,100 @@ fn spelled_out(array: &ArrayRef, meter: &mut Meter) -> Result<(), Reject> {
     }
 }
 
-/// The bytes of each value.
-fn sizes(array: &ArrayRef) -> Vec<usize> {
-    // The lower half of a view is its length.
-    let of_views = |views: &[u128]| views.iter().map(|view| *view as u32 as usize).collect();
+/// Books what one slot becomes. A slot that is booked twice costs twice, so the meter bounds the time as well.
+fn book(array: &dyn Array, slot: usize, meter: &mut Meter) -> Result<(), Reject> {
     match array.data_type() {
-        DataType::Utf8View => of_views(array.as_string_view().views()),
-        DataType::BinaryView => of_views(array.as_binary_view().views()),
-        DataType::Utf8 => array.as_string::<i32>().offsets().lengths().collect(),
-        DataType::LargeUtf8 => array.as_string::<i64>().offsets().lengths().collect(),
-        DataType::Binary => array.as_binary::<i32>().offsets().lengths().collect(),
-        DataType::LargeBinary => array.as_binary::<i64>().offsets().lengths().collect(),
-        data_type => {
-            // Of fixed sizes, or so rare that all of it for each is good enough.
-            let size = data_type.primitive_width();
-            vec![size.unwrap_or_else(|| array.get_buffer_memory_size()); array.len()]
+        DataType::Dictionary(_, value) => match key_at(array, slot) {
+            Some(at) => book(array.as_any_dictionary().values().as_ref(), at, meter),
+            None => meter.bytes(slot_bytes(value)),
+        },
+        DataType::Struct(_) => {
+            meter.bytes(1)?;
+            let mut columns = array.as_struct().columns().iter();
+            columns.try_for_each(|column| book(column, slot, meter))
         }
+        DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) => {
+            meter.bytes(size_of::<i64>())?;
+            let items: &dyn Array = match array.data_type() {
+                DataType::List(_) => array.as_list::<i32>().values(),
+                DataType::LargeList(_) => array.as_list::<i64>().values(),
+                _ => array.as_fixed_size_list().values(),
+            };
+            items_at(array, slot).try_for_each(|at| book(items, at, meter))
+        }
+        DataType::Map(..) => {
+            meter.bytes(size_of::<i64>())?;
+            let entries = array.as_map().entries();
+            items_at(array, slot).try_for_each(|at| book(entries, at, meter))
+        }
+        data_type @ DataType::FixedSizeBinary(_) => meter.bytes(slot_bytes(data_type)),
+        data_type => {
+            let bytes = bytes_at(array, slot).map_or(0, <[u8]>::len);
+            meter.bytes(slot_bytes(data_type).saturating_add(bytes))
+        }
+    }
+}
+
+/// Bytes that each slot takes, whatever is in it, when it is spelled out.
+fn slot_bytes(data_type: &DataType) -> usize {
+    // Whether it is null takes a bit.
+    let bytes = match data_type {
+        DataType::Null | DataType::Boolean => 0,
+        DataType::FixedSizeBinary(size) => usize::try_from(*size).unwrap_or(0),
+        DataType::FixedSizeList(item, size) => {
+            slot_bytes(item.data_type()).saturating_mul(usize::try_from(*size).unwrap_or(0))
+        }
+        DataType::Struct(fields) => fields
+            .iter()
+            .fold(0, |sum: usize, field| sum.saturating_add(slot_bytes(field.data_type()))),
+        DataType::Dictionary(_, value) => slot_bytes(value),
+        DataType::LargeUtf8 | DataType::LargeBinary | DataType::LargeList(_) => size_of::<i64>(),
+        other => other.primitive_width().unwrap_or(size_of::<i32>()),
+    };
+    bytes.saturating_add(1)
+}
+
+/// The bytes of a slot of text or bytes, those of a dictionary too; `None` for a null, and for other types.
+pub(super) fn bytes_at(array: &dyn Array, slot: usize) -> Option<&[u8]> {
+    if let DataType::Dictionary(..) = array.data_type() {
+        let at = key_at(array, slot)?;
+        return bytes_at(array.as_any_dictionary().values().as_ref(), at);
+    }
+    if array.is_null(slot) {
+        return None;
+    }
+    Some(match array.data_type() {
+        DataType::Binary => array.as_binary::<i32>().value(slot),
+        DataType::LargeBinary => array.as_binary::<i64>().value(slot),
+        DataType::BinaryView => array.as_binary_view().value(slot),
+        DataType::FixedSizeBinary(_) => array.as_fixed_size_binary().value(slot),
+        DataType::Utf8 => array.as_string::<i32>().value(slot).as_bytes(),
+        DataType::LargeUtf8 => array.as_string::<i64>().value(slot).as_bytes(),
+        DataType::Utf8View => array.as_string_view().value(slot).as_bytes(),
+        _ => return None,
+    })
+}
+
+/// Which value of its dictionary a slot has; `None` for a null, and where there is no dictionary.
+pub(super) fn key_at(array: &dyn Array, slot: usize) -> Option<usize> {
+    downcast_dictionary_array!(array => array.key(slot), _ => None)
+}
+
+/// Which items a slot of a list or map has.
+pub(super) fn items_at(array: &dyn Array, slot: usize) -> Range<usize> {
+    fn between<O: OffsetSizeTrait>(offsets: &OffsetBuffer<O>, slot: usize) -> Range<usize> {
+        let place = |slot: usize| offsets.get(slot).map_or(0, |offset| offset.as_usize());
+        place(slot)..place(slot + 1)
+    }
+    match array.data_type() {
+        DataType::List(_) => between(array.as_list::<i32>().offsets(), slot),
+        DataType::LargeList(_) => between(array.as_list::<i64>().offsets(), slot),
+        DataType::Map(..) => between(array.as_map().offsets(), slot),
+        DataType::FixedSizeList(_, size) => {
+            let size = usize::try_from(*size).unwrap_or(0);
+            slot * size..(slot + 1) * size
+        }
+        _ => 0..0,
     }
 }
 
@@ -540,13 +650,14 @@ fn malformed(error: impl std::fmt::Display) -> Reject {
 #[cfg(test)]
 mod tests {
     use arrow::array::{
-        Float64Array, Int32DictionaryArray, Int64Array, StringArray, StringViewArray,
+        Float64Array, Int32Array, Int32DictionaryArray, Int64Array, StringArray, StringViewArray,
         TimestampMillisecondArray, TimestampSecondArray, new_empty_array,
     };
     use arrow::datatypes::{Schema, UnionFields, UnionMode};
-    use arrow_ipc::writer::StreamWriter;
+    use arrow_ipc::writer::{DictionaryHandling, IpcWriteOptions, StreamWriter};
 
     use super::*;
+    use crate::decode::column::list_of;
 
     fn stream(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
         let fields: Vec<Field> = columns
@@ -595,6 +706,51 @@ mod tests {
     }
 
     #[test]
+    fn batches_that_share_a_dictionary_are_counted_together() {
+        let long = "x".repeat(1_000_000);
+        let batch = |rows: usize| {
+            let dictionary: Int32DictionaryArray = std::iter::repeat_n(&*long, rows).collect();
+            RecordBatch::try_from_iter([("a", Arc::new(dictionary) as ArrayRef)]).expect("a batch")
+        };
+        let of = |batches: usize| {
+            let batch = batch(10);
+            let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
+            (0..batches).for_each(|_| writer.write(&batch).expect("written"));
+            writer.into_inner().expect("finished")
+        };
+        let (array, bad) = decode(&[of(6)]);
+        assert_eq!((array.len(), bad.len()), (60, 0), "{bad:?}");
+        assert_eq!(decode(&[of(7)]).1, ["more than the bytes one record may have"]);
+    }
+
+    #[test]
+    fn dictionaries_do_not_come_in_very_many_pieces() {
+        let options =
+            IpcWriteOptions::default().with_dictionary_handling(DictionaryHandling::Delta);
+        let of = |pieces: usize| {
+            let long = "x".repeat(100_000);
+            let values: Vec<String> = (0..pieces).map(|n| format!("{long}{n}")).collect();
+            let batch = |known: usize| {
+                let keys = Int32Array::from(vec![known as i32 - 1]);
+                let values = StringArray::from_iter_values(&values[..known]);
+                let dictionary = Int32DictionaryArray::new(keys, Arc::new(values));
+                RecordBatch::try_from_iter([("a", Arc::new(dictionary) as ArrayRef)])
+                    .expect("a batch")
+            };
+            let schema = batch(1).schema();
+            let mut writer =
+                StreamWriter::try_new_with_options(Vec::new(), &schema, options.clone())
+                    .expect("a writer");
+            (1..=pieces).for_each(|known| writer.write(&batch(known)).expect("written"));
+            writer.into_inner().expect("finished")
+        };
+        let (array, bad) = decode(&[of(90)]);
+        assert_eq!((array.len(), bad.len()), (90, 0), "{bad:?}");
+        // 0.1 + 0.2 + … 11 MB.
+        assert_eq!(decode(&[of(110)]).1, ["more than the pieces its dictionaries may come in"]);
+    }
+
+    #[test]
     fn no_value_becomes_another() {
         let floats = || Arc::new(Float64Array::from(vec![0.5])) as ArrayRef;
         let seconds = || Arc::new(TimestampSecondArray::from(vec![1])) as ArrayRef;
@@ -615,6 +771,7 @@ mod tests {
     fn types_that_are_not_taken_are_bad_rows() {
         let ints = || Arc::new(Int64Array::from(vec![1])) as ArrayRef;
         let empty = |data_type: DataType| vec![("a", new_empty_array(&data_type))];
+        let dictionary = |value| DataType::Dictionary(Box::new(DataType::Int8), Box::new(value));
         let union =
             UnionFields::try_new([0], [Field::new("x", DataType::Int64, true)]).expect("fields");
         for (columns, why) in [
@@ -622,6 +779,7 @@ mod tests {
             (empty(DataType::Union(union, UnionMode::Sparse)), "which karrow does not take"),
             (empty(DataType::FixedSizeBinary(1 << 30)), "more than 4096 bytes of a fixed size"),
             (empty(DataType::new_fixed_size_list(DataType::Int64, 1 << 28, true)), "does not take"),
+            (empty(dictionary(list_of(dictionary(DataType::Utf8)))), "which karrow does not take"),
         ] {
             let (_, bad) = decode(&[stream(columns)]);
             assert!(bad.len() == 1 && bad[0].contains(why), "{bad:?} for {why}");

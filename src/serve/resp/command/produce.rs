@@ -3,12 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
-
 use super::{Client, Outcome, Wait, integer};
 use crate::decode::ipc::{guarded, read_stream};
 use crate::decode::reject::RecordLimits;
-use crate::decode::rows::{Row, Rows};
+use crate::decode::rows::{Budget, Row, append};
 use crate::error::Error;
 use crate::kafka::producer::{Lane, Message, RoomMark, SendError, Ticket};
 use crate::serve::resp::reply::{Output, Value};
@@ -18,7 +16,8 @@ use crate::stream::acks::parse_acks;
 const BAD_KEY: &str =
     "PROD First argument must be in the form of 'topics:<topic>' or 'topics:<topic>:<key>'";
 
-/// How much larger than the largest argument a compressed Arrow stream may become.
+/// How much larger than the largest argument an Arrow stream may become without its compression, and the rows of all
+/// streams of a command.
 const STREAM_EXPANSION_MAX: usize = 8;
 
 /// Rows, values and list items in all the columns of one Arrow stream.
@@ -87,17 +86,9 @@ fn produce_rows(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Out
         .map(|resumed| std::mem::take(&mut resumed.rows))
         .unwrap_or_default();
     if rows.is_empty() {
-        let limits = RecordLimits {
-            bytes_max: client.gateway.config.bulk_bytes_max.saturating_mul(STREAM_EXPANSION_MAX),
-            elements_max: STREAM_ELEMENTS_MAX,
-            ..RecordLimits::default()
-        };
-        match values.iter().map(|value| rows_of(value, &limits)).collect::<Result<Vec<_>, _>>() {
-            Ok(streams) if streams.iter().map(Vec::len).sum::<usize>() > ROWS_MAX => {
-                out.error(&format!("PROD more than {ROWS_MAX} rows in one command"));
-                return Outcome::Done;
-            }
-            Ok(streams) => rows = streams.into_iter().flatten().collect(),
+        let bytes_max = client.gateway.config.bulk_bytes_max.saturating_mul(STREAM_EXPANSION_MAX);
+        match rows_of(values, bytes_max) {
+            Ok(of_streams) => rows = of_streams,
             Err(why) => {
                 out.error(&format!("PROD {why}"));
                 return Outcome::Done;
@@ -147,17 +138,21 @@ fn check(client: &mut Client, topic: &str, rows: &[Row]) -> Result<(), SendError
     })
 }
 
-/// The messages of one IPC stream.
-fn rows_of(stream: &[u8], limits: &RecordLimits) -> Result<Vec<Row>, String> {
-    let batches = read_stream(stream, limits).map_err(|reject| reject.message)?;
+/// The messages of the IPC streams of one command, of `bytes_max` in all.
+fn rows_of(streams: &[&[u8]], bytes_max: usize) -> Result<Vec<Row>, String> {
+    let limits =
+        RecordLimits { bytes_max, elements_max: STREAM_ELEMENTS_MAX, ..RecordLimits::default() };
+    let mut budget = Budget::new(bytes_max);
     let mut rows = Vec::new();
-    if batches.iter().map(RecordBatch::num_rows).sum::<usize>() > ROWS_MAX {
-        return Err(format!("more than {ROWS_MAX} rows in one stream"));
-    }
-    for batch in &batches {
-        let of_batch = guarded(|| Ok(Rows::new(batch).and_then(|rows| rows.messages())));
-        let of_batch = of_batch.map_err(|reject| reject.message)?;
-        rows.extend(of_batch.map_err(|error| error.to_string())?);
+    for stream in streams {
+        for batch in read_stream(stream, &limits).map_err(|reject| reject.message)? {
+            if rows.len() + batch.num_rows() > ROWS_MAX {
+                return Err(format!("more than {ROWS_MAX} rows in one command"));
+            }
+            guarded(|| Ok(append(&batch, &mut budget, &mut rows)))
+                .map_err(|reject| reject.message)?
+                .map_err(|error| error.to_string())?;
+        }
     }
     Ok(rows)
 }
@@ -289,7 +284,103 @@ pub fn dump(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::{
+        ArrayRef, BinaryViewBuilder, DictionaryArray, Int8Array, ListArray, RecordBatch,
+        StringArray, StructArray,
+    };
+    use arrow::buffer::OffsetBuffer;
+    use arrow::datatypes::{Field, Int8Type, Schema};
+    use arrow_ipc::writer::StreamWriter;
+
     use super::*;
+
+    fn stream(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
+        let fields: Vec<Field> = columns
+            .iter()
+            .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
+            .collect();
+        let arrays = columns.into_iter().map(|(_, array)| array).collect();
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).expect("a batch");
+        let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
+        writer.write(&batch).expect("written");
+        writer.into_inner().expect("finished")
+    }
+
+    /// `count` times the value that has a place in `values`.
+    fn dictionary(values: Vec<Option<&str>>, place: i8, count: usize) -> ArrayRef {
+        let keys = Int8Array::from(vec![place; count]);
+        let values = Arc::new(StringArray::from(values));
+        Arc::new(DictionaryArray::<Int8Type>::try_new(keys, values).expect("a dictionary"))
+    }
+
+    fn payloads(rows: &[Row]) -> Vec<Option<&str>> {
+        rows.iter()
+            .map(|row| row.payload.as_ref().map(|bytes| str::from_utf8(bytes).expect("text")))
+            .collect()
+    }
+
+    #[test]
+    fn few_bytes_are_no_way_to_many_rows() {
+        const MAX: usize = 8 << 20;
+        let long = "x".repeat(1_000_000);
+        let many = |count: usize| dictionary(vec![Some(&long)], 0, count);
+        let few = |count: usize| dictionary(vec![Some("v")], 0, count);
+        let views = || {
+            let mut views = BinaryViewBuilder::new().with_deduplicate_strings();
+            (0..1_000).for_each(|_| views.append_value(&long));
+            Arc::new(views.finish()) as ArrayRef
+        };
+        let list = |items: ArrayRef, rows: usize| {
+            let field = Arc::new(Field::new_list_field(items.data_type().clone(), true));
+            let offsets = OffsetBuffer::from_lengths(vec![items.len() / rows; rows]);
+            Arc::new(ListArray::new(field, offsets, items, None)) as ArrayRef
+        };
+        let headers = |names: ArrayRef, values: ArrayRef| {
+            let pairs = StructArray::try_from(vec![("key", names), ("value", values)]);
+            list(Arc::new(pairs.expect("pairs")), 10)
+        };
+        let cases = [
+            (vec![("payload", many(100_000))], "payload: row 8: "),
+            (vec![("payload", views())], "payload: row 8: "),
+            (vec![("a", many(100_000))], "payload.a: row 8: "),
+            (vec![("a", list(many(1_000), 1))], "payload.a: row 0: "),
+            (vec![(long.as_str(), few(3_000))], "payload: row 7: "),
+            (vec![("payload", few(100)), ("key", many(100))], "key: row 8: "),
+            (vec![("payload", few(10)), ("headers", headers(few(100), many(100)))], "row 0: "),
+            (vec![("payload", few(10)), ("headers", headers(many(100), few(100)))], "row 0: "),
+        ];
+        for (columns, place) in cases {
+            let why = rows_of(&[&stream(columns)], MAX).expect_err(place);
+            let wanted = format!("{place}the rows of one command are more than {MAX} bytes");
+            assert_eq!(why, wanted);
+        }
+        // All streams of a command are counted together.
+        let half = stream(vec![("payload", many(5))]);
+        assert_eq!(rows_of(&[&half], MAX).expect("rows").len(), 5);
+        let why = rows_of(&[&half, &half], MAX).expect_err("too much");
+        assert!(why.starts_with("payload: row 3: the rows of one command"), "{why}");
+        // Text that is escaped is counted as it is written.
+        let escaped = "\u{1}".repeat(MAX / 5);
+        let escaped = stream(vec![("a", Arc::new(StringArray::from(vec![escaped])) as ArrayRef)]);
+        rows_of(&[&escaped], MAX).expect_err("too much");
+        let plain = "é".repeat(MAX / 3);
+        let plain = stream(vec![("a", Arc::new(StringArray::from(vec![plain])) as ArrayRef)]);
+        assert_eq!(rows_of(&[&plain], MAX).expect("a row").len(), 1);
+    }
+
+    #[test]
+    fn dictionaries_are_looked_up() {
+        let of = |place| dictionary(vec![Some("v"), None], place, 2);
+        let columns = || vec![("a", of(0)), ("b", of(1))];
+        let rows = rows_of(&[&stream(columns())], 1 << 20).expect("rows");
+        assert_eq!(payloads(&rows), [Some(r#"{"a":"v"}"#); 2]);
+        let rows = rows_of(&[&stream(vec![("payload", of(0)), ("key", of(1))])], 1 << 20);
+        let rows = rows.expect("rows");
+        assert_eq!((payloads(&rows), rows[0].key.as_ref()), (vec![Some("v"); 2], None));
+        let rows = rows_of(&[&stream(vec![("payload", of(1)), ("key", of(0))])], 1 << 20);
+        let rows = rows.expect("rows");
+        assert_eq!((payloads(&rows), rows[0].key.as_deref()), (vec![None; 2], Some(&b"v"[..])));
+    }
 
     #[test]
     fn keys_split_at_most_three_ways() {

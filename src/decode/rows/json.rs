@@ -160,6 +160,7 @@ impl<'a> Json<'a> {
                 Ok(())
             }
             Self::Map { array, key, value } => {
+                check_keys(array, slot)?;
                 budget.take(2)?;
                 let mut mark = b'{';
                 for at in items_at(*array, slot) {
@@ -204,6 +205,22 @@ fn check_room(array: &dyn Array, slot: usize, budget: &Budget) -> Result<(), Wro
         _ => 1,
     };
     budget.check(bytes.iter().map(escaped).sum())
+}
+
+/// Refuses a key that is in a map twice: readers of JSON do not agree on which one counts.
+fn check_keys(array: &MapArray, slot: usize) -> Result<(), Wrong> {
+    let keys = array.keys().as_ref();
+    let mut keys: Vec<&[u8]> = items_at(array, slot).filter_map(|at| bytes_at(keys, at)).collect();
+    keys.sort_unstable();
+    for pair in keys.windows(2) {
+        if let [key, next] = pair
+            && key == next
+        {
+            let key = shown(&String::from_utf8_lossy(key)).escape_debug().to_string();
+            return Err(Wrong::new(format!("the key '{key}' is there twice")));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses what the encoder has written in the place of a value that JSON does not have.

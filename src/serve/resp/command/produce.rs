@@ -285,11 +285,15 @@ pub fn dump(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
 #[cfg(test)]
 mod tests {
     use arrow::array::{
-        ArrayRef, BinaryViewBuilder, DictionaryArray, Int8Array, ListArray, RecordBatch,
-        StringArray, StructArray,
+        Array, ArrayRef, BinaryViewBuilder, Date32Array, Date64Array, DictionaryArray,
+        FixedSizeListArray, Float16Array, Float32Array, Float64Array, Int8Array, ListArray,
+        MapArray, RecordBatch, StringArray, StructArray, Time32SecondArray, Time64NanosecondArray,
+        TimestampSecondArray, make_array,
     };
-    use arrow::buffer::OffsetBuffer;
-    use arrow::datatypes::{Field, Int8Type, Schema};
+    use arrow::buffer::{NullBuffer, OffsetBuffer};
+    use arrow::datatypes::{
+        ArrowPrimitiveType, DataType, Field, Fields, Float16Type, Int8Type, Schema,
+    };
     use arrow_ipc::writer::StreamWriter;
 
     use super::*;
@@ -380,6 +384,87 @@ mod tests {
         let rows = rows_of(&[&stream(vec![("payload", of(1)), ("key", of(0))])], 1 << 20);
         let rows = rows.expect("rows");
         assert_eq!((payloads(&rows), rows[0].key.as_deref()), (vec![None; 2], Some(&b"v"[..])));
+    }
+
+    #[test]
+    fn json_has_every_key_once() {
+        let maps = |keys: [&str; 4], ends: [i32; 4]| {
+            let keys = StringArray::from(keys.to_vec());
+            let values = Int8Array::from(vec![Some(1), None, Some(3), Some(4)]);
+            let pair = [("keys", DataType::Utf8, false), ("values", DataType::Int8, true)];
+            let pair: Fields = pair
+                .into_iter()
+                .map(|(name, of, nullable)| Field::new(name, of, nullable))
+                .collect();
+            let entries =
+                StructArray::new(pair.clone(), vec![Arc::new(keys), Arc::new(values)], None);
+            let field = Arc::new(Field::new("entries", DataType::Struct(pair), false));
+            let offsets = OffsetBuffer::new(ends.to_vec().into());
+            let nulls = NullBuffer::from(vec![true, false, true]);
+            let maps = MapArray::new(field, offsets, entries, Some(nulls), false);
+            stream(vec![("m", Arc::new(maps) as ArrayRef)])
+        };
+        let rows = rows_of(&[&maps(["a", "b", "a", "b"], [0, 2, 2, 4])], 1 << 20).expect("rows");
+        assert_eq!(
+            payloads(&rows),
+            [Some(r#"{"m":{"a":1}}"#), Some("{}"), Some(r#"{"m":{"a":3,"b":4}}"#)]
+        );
+        for keys in [["a", "b", "c", "c"], ["a", "c", "c", "c"]] {
+            let why = rows_of(&[&maps(keys, [0, 2, 2, 4])], 1 << 20).expect_err("twice");
+            assert_eq!(why, "payload.m: row 2: the key 'c' is there twice");
+        }
+        // What a null covers is not written, and not looked at.
+        let rows = rows_of(&[&maps(["a", "b", "b", "c"], [0, 1, 3, 4])], 1 << 20).expect("rows");
+        assert_eq!(payloads(&rows)[1], Some("{}"));
+    }
+
+    #[test]
+    fn what_is_not_written_may_be_anything() {
+        let floats = || Arc::new(Float64Array::from(vec![f64::NAN, 0.5])) as ArrayRef;
+        let nulls = || Some(NullBuffer::from(vec![false, true]));
+        let field = |name: &str| Field::new(name, DataType::Float64, true);
+        let objects = StructArray::new(vec![field("x")].into(), vec![floats()], nulls());
+        let offsets = OffsetBuffer::from_lengths([1, 1]);
+        let lists = ListArray::new(Arc::new(field("item")), offsets, floats(), nulls());
+        let fixed = FixedSizeListArray::new(Arc::new(field("item")), 1, floats(), nulls());
+        let named = DictionaryArray::<Int8Type>::new(Int8Array::from(vec![1, 1]), floats());
+        let columns = || {
+            vec![
+                ("s", Arc::new(objects.clone()) as ArrayRef),
+                ("l", Arc::new(lists.clone())),
+                ("f", Arc::new(fixed.clone())),
+            ]
+        };
+        let all = [columns(), vec![("d", Arc::new(named) as ArrayRef)]].concat();
+        let rows = rows_of(&[&stream(all)], 1 << 20).expect("rows");
+        assert_eq!(
+            payloads(&rows),
+            [Some(r#"{"d":0.5}"#), Some(r#"{"s":{"x":0.5},"l":[0.5],"f":[0.5],"d":0.5}"#)]
+        );
+        // It is looked at where it is written, and the row is named that does.
+        let bare = |array: ArrayRef| array.to_data().into_builder().nulls(None);
+        for (name, array) in columns() {
+            let array = make_array(bare(array).build().expect("an array"));
+            let why = rows_of(&[&stream(vec![(name, array)])], 1 << 20).expect_err("a NaN");
+            let path = if name == "s" { "s.x" } else { name };
+            assert_eq!(why, format!("payload.{path}: row 0: JSON has neither NaN nor infinities"));
+        }
+        type Half = <Float16Type as ArrowPrimitiveType>::Native;
+        let halves = [Half::from_bits(0), Half::from_bits(0x7E00)];
+        let later: Vec<(&str, ArrayRef)> = vec![
+            ("a", Arc::new(Float32Array::from(vec![0.0, f32::INFINITY]))),
+            ("a", Arc::new(Float16Array::from_iter_values(halves))),
+            ("a", Arc::new(Date32Array::from(vec![0, i32::MAX]))),
+            ("a", Arc::new(Date64Array::from(vec![0, i64::MAX]))),
+            ("a", Arc::new(Time32SecondArray::from(vec![0, -1]))),
+            ("a", Arc::new(Time64NanosecondArray::from(vec![0, i64::MAX]))),
+            ("a", Arc::new(TimestampSecondArray::from(vec![0, i64::MAX]).with_timezone("UTC"))),
+        ];
+        for column in later {
+            let what = column.1.data_type().to_string();
+            let why = rows_of(&[&stream(vec![column])], 1 << 20).expect_err(&what);
+            assert!(why.starts_with("payload.a: row 1: "), "{why} for {what}");
+        }
     }
 
     #[test]

@@ -39,6 +39,10 @@ const COLUMNS_MAX: usize = 10_000;
 /// Size of a value of a fixed size, in bytes or items.
 const FIXED_SIZE_MAX: i32 = 4_096;
 
+/// What a row of a topic may take in all its columns, where all of them are null: a record that has a column brings it
+/// to all others. Far below what a batch may hold, so that each batch has many rows.
+const ROW_BYTES_MAX: usize = 4 << 20;
+
 /// How many times the bytes of a record the pieces of its dictionaries may make Arrow's reader copy: for each it copies
 /// the whole dictionary.
 const DICTIONARY_COPIES_MAX: usize = 8;
@@ -85,33 +89,28 @@ impl IpcDecoder {
     fn learn(&self, rows: &StructArray) -> Result<(), Reject> {
         let mut known = self.shared.columns.lock();
         let both = match &*known {
-            None => Some(rows.data_type().clone()),
-            Some(known) => unite(known, rows.data_type()),
+            None => rows.data_type().clone(),
+            Some(known) if known == rows.data_type() => return Ok(()),
+            Some(known) => unite(known, rows.data_type()).ok_or_else(|| {
+                let columns = rows.data_type();
+                Reject::schema(format!("columns {columns} do not go with the topic's"))
+            })?,
         };
-        if both.as_ref().is_some_and(|both| width(both) > COLUMNS_MAX) {
+        if width(&both) > COLUMNS_MAX {
             return Err(Reject::limit(format_args!("{COLUMNS_MAX} columns of a topic")));
         }
-        *known = Some(match known.take() {
-            None => rows.data_type().clone(),
-            Some(before) => match unite(&before, rows.data_type()) {
-                Some(both) => both,
-                None => {
-                    let reject = Reject::schema(format!(
-                        "columns {} do not go with the topic's",
-                        rows.data_type()
-                    ));
-                    *known = Some(before);
-                    return Err(reject);
-                }
-            },
-        });
+        if slot_bytes(&both) > ROW_BYTES_MAX {
+            return Err(Reject::limit(format_args!("{ROW_BYTES_MAX} bytes of a row of a topic")));
+        }
+        *known = Some(both);
         Ok(())
     }
 }
 
 impl Decoder for IpcDecoder {
     fn decode(&mut self, values: &[Option<Value<'_>>], bad: &mut Vec<BadRow>) -> Result<ArrayRef> {
-        let mut streams: Vec<Option<StructArray>> = Vec::with_capacity(values.len());
+        let mut room = BatchRoom { rows: BATCH_ROWS_MAX, bytes: BATCH_BYTES_MAX };
+        let mut streams: Vec<Option<ArrayRef>> = Vec::with_capacity(values.len());
         for (row, value) in values.iter().enumerate() {
             let rows = match value {
                 None => Ok(None),
@@ -121,40 +120,56 @@ impl Decoder for IpcDecoder {
                     Ok(rows.or_else(|| Some(StructArray::new_empty_fields(0, None))))
                 }),
             };
-            streams.push(rows.unwrap_or_else(|reject| {
+            let rows = rows.unwrap_or_else(|reject| {
                 bad.push(BadRow { row, reject });
                 None
-            }));
+            });
+            let rows = rows.map(|rows| Arc::new(rows) as ArrayRef);
+            if let Some(rows) = &rows {
+                // One record has limits of its own.
+                room.take(rows.len(), bytes_of(rows)).or_else(|error| match values {
+                    [_] => Ok(()),
+                    _ => Err(error),
+                })?;
+            }
+            streams.push(rows);
         }
-        let rows: usize = streams.iter().flatten().map(|rows| rows.len()).sum();
-        let bytes: usize = streams.iter().flatten().map(Array::get_buffer_memory_size).sum();
-        if values.len() > 1 && (rows > BATCH_ROWS_MAX || bytes > BATCH_BYTES_MAX) {
-            return Err(Error::new(ErrorKind::Exhausted, "Arrow payloads fill more than a batch"));
-        }
-        self.counts = streams.iter().map(|rows| rows.as_ref().map_or(1, Array::len)).collect();
         let known = self.shared.columns.lock().clone();
         let Some(target) = known.and_then(|columns| projected(&columns, &self.projection)) else {
             // No columns were seen in any stream yet.
+            self.counts = streams.iter().map(|rows| rows.as_ref().map_or(1, Array::len)).collect();
             return Ok(new_null_array(&DataType::Binary, self.counts.iter().sum()));
         };
+        // Columns that a stream has not are null in its rows, and nulls may take more than all that it has.
+        let of_null = slot_bytes(&target);
+        let mut room = BatchRoom { rows: BATCH_ROWS_MAX, bytes: BATCH_BYTES_MAX };
+        for (row, rows) in streams.iter_mut().enumerate() {
+            let bytes = rows.as_ref().map_or(of_null, |rows| adapted_bytes(rows, &target));
+            if bytes <= BATCH_BYTES_MAX {
+                let count = rows.as_ref().map_or(1, Array::len);
+                room.take(count, bytes)?;
+            } else {
+                let what = format_args!("{BATCH_BYTES_MAX} bytes in the columns of the topic");
+                bad.push(BadRow { row, reject: Reject::limit(what) });
+                *rows = None;
+                room.take(1, of_null)?;
+            }
+        }
         let null = new_null_array(&target, 1);
         let empty = new_empty_array(&target);
+        self.counts.clear();
         let mut arrays: Vec<ArrayRef> = Vec::with_capacity(streams.len());
         for (row, rows) in streams.into_iter().enumerate() {
-            arrays.push(match rows {
+            let adapted = match rows {
                 None => null.clone(),
                 Some(rows) if rows.is_empty() => empty.clone(),
-                Some(rows) => match guarded(|| adapt(&(Arc::new(rows) as ArrayRef), &target)) {
-                    Ok(rows) => rows,
-                    Err(reject) => {
-                        bad.push(BadRow { row, reject });
-                        if let Some(count) = self.counts.get_mut(row) {
-                            *count = 1;
-                        }
-                        null.clone()
-                    }
-                },
-            });
+                Some(rows) => guarded(|| adapt(&rows, &target)).unwrap_or_else(|reject| {
+                    bad.push(BadRow { row, reject });
+                    null.clone()
+                }),
+            };
+            self.counts.push(adapted.len());
+            arrays.push(adapted);
         }
         bad.sort_by_key(|bad| bad.row);
         let arrays: Vec<&dyn Array> = arrays.iter().map(AsRef::as_ref).collect();
@@ -166,6 +181,25 @@ impl Decoder for IpcDecoder {
 
     fn take_counts(&mut self) -> Option<Vec<usize>> {
         Some(std::mem::take(&mut self.counts))
+    }
+}
+
+/// What still fits into a batch.
+struct BatchRoom {
+    rows: usize,
+    bytes: usize,
+}
+
+impl BatchRoom {
+    /// Fewer records make a smaller batch, which is what [`ErrorKind::Exhausted`] asks for.
+    fn take(&mut self, rows: usize, bytes: usize) -> Result<()> {
+        match (self.rows.checked_sub(rows), self.bytes.checked_sub(bytes)) {
+            (Some(rows), Some(bytes)) => {
+                *self = Self { rows, bytes };
+                Ok(())
+            }
+            _ => Err(Error::new(ErrorKind::Exhausted, "Arrow payloads fill more than a batch")),
+        }
     }
 }
 
@@ -611,6 +645,39 @@ fn adapt(array: &ArrayRef, target: &DataType) -> Result<ArrayRef, Reject> {
     }
 }
 
+/// The bytes of `array` that its rows take.
+fn bytes_of(array: &ArrayRef) -> usize {
+    // Not those of whole buffers: the columns of a message share one.
+    array.to_data().get_slice_memory_size().unwrap_or_else(|_| array.get_buffer_memory_size())
+}
+
+/// The bytes of what [`adapt`] makes of `array`, at most.
+fn adapted_bytes(array: &ArrayRef, target: &DataType) -> usize {
+    if array.data_type() == target {
+        return bytes_of(array);
+    }
+    let own = array.len().saturating_mul(size_of::<i32>() + 1);
+    let below = match (array.data_type(), target) {
+        (DataType::Struct(_), DataType::Struct(fields)) => {
+            let rows = array.as_struct();
+            let of_field = |field: &Arc<Field>| match rows.column_by_name(field.name()) {
+                Some(column) => adapted_bytes(column, field.data_type()),
+                None => rows.len().saturating_mul(slot_bytes(field.data_type())),
+            };
+            fields.iter().map(of_field).fold(0, usize::saturating_add)
+        }
+        (DataType::List(_), DataType::List(item)) => {
+            adapted_bytes(array.as_list::<i32>().values(), item.data_type())
+        }
+        (DataType::Map(..), DataType::Map(entries, _)) => {
+            let entries = entries.data_type();
+            adapted_bytes(&(Arc::new(array.as_map().entries().clone()) as ArrayRef), entries)
+        }
+        _ => bytes_of(array).saturating_add(array.len().saturating_mul(slot_bytes(target))),
+    };
+    own.saturating_add(below)
+}
+
 /// How many columns there are, nested ones included.
 fn width(data_type: &DataType) -> usize {
     match data_type {
@@ -650,8 +717,9 @@ fn malformed(error: impl std::fmt::Display) -> Reject {
 #[cfg(test)]
 mod tests {
     use arrow::array::{
-        Float64Array, Int32Array, Int32DictionaryArray, Int64Array, StringArray, StringViewArray,
-        TimestampMillisecondArray, TimestampSecondArray, new_empty_array,
+        BooleanArray, FixedSizeBinaryArray, Float64Array, Int32Array, Int32DictionaryArray,
+        Int64Array, StringArray, StringViewArray, TimestampMillisecondArray, TimestampSecondArray,
+        new_empty_array,
     };
     use arrow::datatypes::{Schema, UnionFields, UnionMode};
     use arrow_ipc::writer::{DictionaryHandling, IpcWriteOptions, StreamWriter};
@@ -788,6 +856,67 @@ mod tests {
         let wide = wide.iter().map(|name| (name.as_str(), ints())).collect();
         let (_, bad) = decode(&[stream(wide)]);
         assert_eq!(bad, ["more than 10000 columns of a topic"]);
+    }
+
+    #[test]
+    fn columns_that_others_bring_are_counted() {
+        let fixed = |size| {
+            Arc::new(FixedSizeBinaryArray::try_from_iter([vec![0; size]].into_iter()).expect("one"))
+                as ArrayRef
+        };
+        let wide = |columns: usize| -> Vec<u8> {
+            let names: Vec<String> = (0..columns).map(|n| format!("c{n}")).collect();
+            stream(names.iter().map(|name| (name.as_str(), fixed(4_096))).collect())
+        };
+        let (wide, too_wide) = (wide(100), wide(1_100));
+        let bools = |rows: usize| {
+            stream(vec![("b", Arc::new(BooleanArray::from(vec![true; rows])) as ArrayRef)])
+        };
+        let (many, some, few) = (bools(20_000), bools(400), bools(2));
+        let mut decoder = IpcDecoder::new(Arc::default(), Projection::All, RecordLimits::default());
+        let mut decode = |streams: &[Option<&[u8]>]| {
+            let values: Vec<_> = streams.iter().map(|stream| stream.map(Value::new)).collect();
+            let mut bad = Vec::new();
+            let array = decoder.decode(&values, &mut bad).map_err(|error| error.kind())?;
+            let bad: Vec<String> = bad.into_iter().map(|bad| bad.reject.message).collect();
+            Ok((array.len(), bad))
+        };
+        // Alone, no batch holds it; the others are not touched.
+        let why = "more than 268435456 bytes in the columns of the topic".to_owned();
+        assert_eq!(decode(&[Some(&wide), Some(&many)]), Ok((2, vec![why.clone()])));
+        assert_eq!(decode(&[Some(&many)]), Ok((1, vec![why])));
+        assert_eq!(decode(&[Some(&few), None]), Ok((3, vec![])));
+        // Each of them has room, both together do not. Nulls take as much.
+        assert_eq!(decode(&[Some(&some), Some(&some)]), Err(ErrorKind::Exhausted));
+        assert_eq!(decode(&[Some(&some)]), Ok((400, vec![])));
+        assert_eq!(decode(&[None; 700]), Err(ErrorKind::Exhausted));
+        assert_eq!(decode(&[None; 350]), Ok((350, vec![])));
+        let why = "more than 4194304 bytes of a row of a topic".to_owned();
+        assert_eq!(decode(&[Some(&too_wide)]), Ok((1, vec![why])));
+        // So it is in lists.
+        let lists = |items: ArrayRef| {
+            let field = Arc::new(Field::new_list_field(items.data_type().clone(), true));
+            let offsets = OffsetBuffer::from_lengths([items.len()]);
+            stream(vec![("l", Arc::new(ListArray::new(field, offsets, items, None)) as ArrayRef)])
+        };
+        let object = |name: &str, array: ArrayRef| {
+            Arc::new(StructArray::try_from(vec![(name, array)]).expect("an object")) as ArrayRef
+        };
+        let wide = lists(object("x", fixed(4_096)));
+        let many = lists(object("y", Arc::new(BooleanArray::from(vec![true; 100_000]))));
+        let (array, bad) = self::decode(&[wide, many]);
+        let why = "more than 268435456 bytes in the columns of the topic";
+        assert_eq!((array.len(), bad), (2, vec![why.to_owned()]));
+    }
+
+    #[test]
+    fn columns_of_one_message_are_counted_once() {
+        let columns: Vec<String> = (0..300).map(|n| format!("c{n}")).collect();
+        let ints = || Arc::new(Int64Array::from(vec![1; 1_000])) as ArrayRef;
+        let wide = stream(columns.iter().map(|name| (name.as_str(), ints())).collect());
+        // 10 times 2.4 MB.
+        let (array, bad) = decode(&vec![wide; 10]);
+        assert_eq!((array.len(), bad.len()), (10_000, 0), "{bad:?}");
     }
 
     #[test]

@@ -713,11 +713,12 @@ fn arrow_payloads_become_rows() {
         ]),
     );
     kafka.put("t", 0, "oops");
-    kafka.put("t", 0, stream_of(vec![("a", ints(vec![]))]));
+    let empty = stream_of(vec![("a", ints(vec![]))]);
+    kafka.put_full("t", Some(b"k"), Some(&empty), &[], 1);
     let karrow = Karrow::start(&kafka);
     let mut client = karrow.named("g:n");
     let batch = pop(&mut client, r#"arrow:t:{"karrow.batch.rows":5,"karrow.batch.wait.ms":30000}"#);
-    assert_eq!(shown(&batch, "offset"), ["0", "0", "1", "2", "3"]);
+    assert_eq!(shown(&batch, "offset"), ["0", "0", "1", "2", "3", "4"]);
     assert_eq!(
         shown(&batch, "payload"),
         [
@@ -725,6 +726,7 @@ fn arrow_payloads_become_rows() {
             "{a: null, b: y, c: null}",
             "null",
             "{a: 3, b: null, c: 0.5}",
+            "null",
             "null"
         ]
     );
@@ -732,6 +734,10 @@ fn arrow_payloads_become_rows() {
         shown(&batch, "error")[4],
         "{message: payload: no Arrow IPC stream, key: null, payload: 6f6f7073}"
     );
+    assert_eq!(shown(&batch, "key")[5], "6b");
+    let error = &shown(&batch, "error")[5];
+    let why = "{message: payload: an Arrow stream without rows, key: 6b, payload: ffffffff";
+    assert!(error.starts_with(why), "{error}");
     assert_eq!(acks(&batch), "t:0:4", "the empty stream is covered, too");
 }
 

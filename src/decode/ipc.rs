@@ -1,5 +1,6 @@
 //! Arrow IPC streams from strangers: checked before anything is allocated, then read. As a payload, each row of a stream
-//! becomes a row, with the envelope of its record; streams of different schemas share the columns of both.
+//! becomes a row, with the envelope of its record, and one without rows becomes a bad row; streams of different schemas
+//! share the columns of both.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -116,8 +117,11 @@ impl Decoder for IpcDecoder {
                 None => Ok(None),
                 Some(value) => self.rows(value.bytes).and_then(|rows| {
                     rows.as_ref().map_or(Ok(()), |rows| self.learn(rows))?;
-                    // A stream without a batch is no null: it has no rows.
-                    Ok(rows.or_else(|| Some(StructArray::new_empty_fields(0, None))))
+                    // Its record has a key, headers and an offset all the same. A null alone would be a tombstone.
+                    match rows.filter(|rows| !rows.is_empty()) {
+                        None => Err(Reject::value("an Arrow stream without rows")),
+                        rows => Ok(rows),
+                    }
                 }),
             };
             let rows = rows.unwrap_or_else(|reject| {
@@ -156,13 +160,11 @@ impl Decoder for IpcDecoder {
             }
         }
         let null = new_null_array(&target, 1);
-        let empty = new_empty_array(&target);
         self.counts.clear();
         let mut arrays: Vec<ArrayRef> = Vec::with_capacity(streams.len());
         for (row, rows) in streams.into_iter().enumerate() {
             let adapted = match rows {
                 None => null.clone(),
-                Some(rows) if rows.is_empty() => empty.clone(),
                 Some(rows) => guarded(|| adapt(&rows, &target)).unwrap_or_else(|reject| {
                     bad.push(BadRow { row, reject });
                     null.clone()
@@ -174,7 +176,7 @@ impl Decoder for IpcDecoder {
         bad.sort_by_key(|bad| bad.row);
         let arrays: Vec<&dyn Array> = arrays.iter().map(AsRef::as_ref).collect();
         if arrays.is_empty() {
-            return Ok(empty);
+            return Ok(new_empty_array(&target));
         }
         concat(&arrays).map_err(|error| Error::internal(error.to_string()))
     }
@@ -833,6 +835,23 @@ mod tests {
         let whole = Arc::new(Int64Array::from(vec![7])) as ArrayRef;
         let (_, bad) = decode(&[stream(vec![("a", floats())]), stream(vec![("a", whole)])]);
         assert!(bad.is_empty(), "{bad:?}");
+    }
+
+    #[test]
+    fn a_stream_without_rows_is_a_bad_row() {
+        let ints = |values: Vec<i64>| vec![("a", Arc::new(Int64Array::from(values)) as ArrayRef)];
+        let schema = Schema::new(vec![Field::new("b", DataType::Utf8, true)]);
+        let mut writer = StreamWriter::try_new(Vec::new(), &schema).expect("a writer");
+        writer.finish().expect("finished");
+        let without_batch = writer.into_inner().expect("finished");
+        let why = "an Arrow stream without rows";
+        // Also before any columns are known.
+        let (array, bad) = decode(std::slice::from_ref(&without_batch));
+        assert_eq!((array.len(), array.logical_null_count(), bad), (1, 1, vec![why.to_owned()]));
+        let (array, bad) = decode(&[stream(ints(vec![])), stream(ints(vec![1, 2])), without_batch]);
+        assert_eq!((array.len(), bad), (4, vec![why.to_owned(); 2]));
+        let nulls: Vec<bool> = (0..4).map(|row| array.is_null(row)).collect();
+        assert_eq!(nulls, [true, false, false, true]);
     }
 
     #[test]

@@ -769,8 +769,8 @@ mod tests {
         }
         // Few bytes for many: 100,000 times the same 1 MB.
         let long = "x".repeat(1_000_000);
-        let dictionary: Int32DictionaryArray =
-            std::iter::repeat_n(long.as_str(), 100_000).collect();
+        let keys = Int32Array::from(vec![0; 100_000]);
+        let dictionary = Int32DictionaryArray::new(keys, Arc::new(StringArray::from(vec![long])));
         let (_, bad) = decode(&[stream(vec![("a", Arc::new(dictionary))])]);
         assert_eq!(bad, ["more than the bytes one record may have"]);
     }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, BooleanArray, Float64Array, Int32Array, Int64Array,
-    LargeListArray, RecordBatch, StringArray, StructArray, TimestampMillisecondArray,
+    Array, ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Float64Array, Int8Array,
+    Int32Array, Int64Array, LargeListArray, LargeStringArray, RecordBatch, StringArray,
+    StructArray, TimestampMillisecondArray,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Schema};
@@ -539,6 +540,26 @@ fn rows_become_messages() {
 
 /// As polars writes lists.
 #[test]
+fn a_dictionary_is_not_spelled_out() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let karrow = Karrow::start(&kafka);
+    let mut client = karrow.connect();
+    let stream = |value: &str, rows: usize| {
+        let values = Arc::new(LargeStringArray::from(vec![value]));
+        let keys = Int8Array::from(vec![0; rows]);
+        stream_of(vec![("payload", Arc::new(DictionaryArray::new(keys, values)) as ArrayRef)])
+    };
+    // A terabyte, spelled out.
+    let large = stream(&"x".repeat(1_000_000), 1_000_000);
+    let reply = client.call(&[b"RPUSH".as_slice(), b"arrow:t", &large]);
+    let why = "PROD payload: row 268: the rows of one command are more than 268435456 bytes";
+    assert_eq!(reply.error(), why);
+    let small = stream("x", 3);
+    assert_eq!(client.call(&[b"RPUSH".as_slice(), b"arrow:t", &small]).int(), 3);
+    assert_eq!(kafka.end("t", 0), 3);
+}
+
+#[test]
 fn headers_may_be_a_large_list() {
     let kafka = Kafka::with(&[("t", 1)]);
     let karrow = Karrow::start(&kafka);
@@ -694,11 +715,12 @@ fn arrow_payloads_become_rows() {
         ]),
     );
     kafka.put("t", 0, "oops");
-    kafka.put("t", 0, stream_of(vec![("a", ints(vec![]))]));
+    let empty = stream_of(vec![("a", ints(vec![]))]);
+    kafka.put_full("t", Some(b"k"), Some(&empty), &[], 1);
     let karrow = Karrow::start(&kafka);
     let mut client = karrow.named("g:n");
     let batch = pop(&mut client, r#"arrow:t:{"karrow.batch.rows":5,"karrow.batch.wait.ms":30000}"#);
-    assert_eq!(shown(&batch, "offset"), ["0", "0", "1", "2", "3"]);
+    assert_eq!(shown(&batch, "offset"), ["0", "0", "1", "2", "3", "4"]);
     assert_eq!(
         shown(&batch, "payload"),
         [
@@ -706,6 +728,7 @@ fn arrow_payloads_become_rows() {
             "{a: null, b: y, c: null}",
             "null",
             "{a: 3, b: null, c: 0.5}",
+            "null",
             "null"
         ]
     );
@@ -713,6 +736,10 @@ fn arrow_payloads_become_rows() {
         shown(&batch, "error")[4],
         "{message: payload: no Arrow IPC stream, key: null, payload: 6f6f7073}"
     );
+    assert_eq!(shown(&batch, "key")[5], "6b");
+    let error = &shown(&batch, "error")[5];
+    let why = "{message: payload: an Arrow stream without rows, key: 6b, payload: ffffffff";
+    assert!(error.starts_with(why), "{error}");
     assert_eq!(acks(&batch), "t:0:4", "the empty stream is covered, too");
 }
 

@@ -1,15 +1,19 @@
 //! Arrow IPC streams from strangers: checked before anything is allocated, then read. As a payload, each row of a stream
-//! becomes a row, with the envelope of its record; streams of different schemas share the columns of both.
+//! becomes a row, with the envelope of its record, and one without rows becomes a bad row; streams of different schemas
+//! share the columns of both.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, ListArray, MapArray, RecordBatch, StructArray, new_empty_array,
-    new_null_array,
+    Array, ArrayRef, AsArray, ListArray, MapArray, OffsetSizeTrait, RecordBatch, StructArray,
+    new_empty_array, new_null_array,
 };
+use arrow::buffer::OffsetBuffer;
 use arrow::compute::{CastOptions, cast_with_options, concat};
 use arrow::datatypes::{DataType, Field, Fields};
+use arrow::downcast_dictionary_array;
 use arrow_ipc::MessageHeader;
 use arrow_ipc::reader::StreamReader;
 use parking_lot::Mutex;
@@ -36,6 +40,14 @@ const COLUMNS_MAX: usize = 10_000;
 /// Size of a value of a fixed size, in bytes or items.
 const FIXED_SIZE_MAX: i32 = 4_096;
 
+/// What a row of a topic may take in all its columns, where all of them are null: a record that has a column brings it
+/// to all others. Far below what a batch may hold, so that each batch has many rows.
+const ROW_BYTES_MAX: usize = 4 << 20;
+
+/// How many times the bytes of a record the pieces of its dictionaries may make Arrow's reader copy: for each it copies
+/// the whole dictionary.
+const DICTIONARY_COPIES_MAX: usize = 8;
+
 /// Rows of one batch, of all its streams.
 const BATCH_ROWS_MAX: usize = 1 << 20;
 
@@ -60,9 +72,11 @@ impl IpcDecoder {
     }
 
     fn plain_rows(&self, batches: Vec<RecordBatch>) -> Result<Option<StructArray>, Reject> {
+        // One for all of them: they may share a dictionary.
+        let mut meter = Meter::new(&self.limits);
         let mut parts: Vec<ArrayRef> = Vec::with_capacity(batches.len());
         for batch in batches {
-            parts.push(plain(&(Arc::new(StructArray::from(batch)) as ArrayRef), &self.limits)?);
+            parts.push(plain(&(Arc::new(StructArray::from(batch)) as ArrayRef), &mut meter)?);
         }
         let parts: Vec<&dyn Array> = parts.iter().map(AsRef::as_ref).collect();
         if parts.is_empty() {
@@ -76,87 +90,118 @@ impl IpcDecoder {
     fn learn(&self, rows: &StructArray) -> Result<(), Reject> {
         let mut known = self.shared.columns.lock();
         let both = match &*known {
-            None => Some(rows.data_type().clone()),
-            Some(known) => unite(known, rows.data_type()),
+            None => rows.data_type().clone(),
+            Some(known) if known == rows.data_type() => return Ok(()),
+            Some(known) => unite(known, rows.data_type()).ok_or_else(|| {
+                let columns = rows.data_type();
+                Reject::schema(format!("columns {columns} do not go with the topic's"))
+            })?,
         };
-        if both.as_ref().is_some_and(|both| width(both) > COLUMNS_MAX) {
+        if width(&both) > COLUMNS_MAX {
             return Err(Reject::limit(format_args!("{COLUMNS_MAX} columns of a topic")));
         }
-        *known = Some(match known.take() {
-            None => rows.data_type().clone(),
-            Some(before) => match unite(&before, rows.data_type()) {
-                Some(both) => both,
-                None => {
-                    let reject = Reject::schema(format!(
-                        "columns {} do not go with the topic's",
-                        rows.data_type()
-                    ));
-                    *known = Some(before);
-                    return Err(reject);
-                }
-            },
-        });
+        if slot_bytes(&both) > ROW_BYTES_MAX {
+            return Err(Reject::limit(format_args!("{ROW_BYTES_MAX} bytes of a row of a topic")));
+        }
+        *known = Some(both);
         Ok(())
     }
 }
 
 impl Decoder for IpcDecoder {
     fn decode(&mut self, values: &[Option<Value<'_>>], bad: &mut Vec<BadRow>) -> Result<ArrayRef> {
-        let mut streams: Vec<Option<StructArray>> = Vec::with_capacity(values.len());
+        let mut room = BatchRoom { rows: BATCH_ROWS_MAX, bytes: BATCH_BYTES_MAX };
+        let mut streams: Vec<Option<ArrayRef>> = Vec::with_capacity(values.len());
         for (row, value) in values.iter().enumerate() {
             let rows = match value {
                 None => Ok(None),
                 Some(value) => self.rows(value.bytes).and_then(|rows| {
                     rows.as_ref().map_or(Ok(()), |rows| self.learn(rows))?;
-                    // A stream without a batch is no null: it has no rows.
-                    Ok(rows.or_else(|| Some(StructArray::new_empty_fields(0, None))))
+                    // Its record has a key, headers and an offset all the same. A null alone would be a tombstone.
+                    match rows.filter(|rows| !rows.is_empty()) {
+                        None => Err(Reject::value("an Arrow stream without rows")),
+                        rows => Ok(rows),
+                    }
                 }),
             };
-            streams.push(rows.unwrap_or_else(|reject| {
+            let rows = rows.unwrap_or_else(|reject| {
                 bad.push(BadRow { row, reject });
                 None
-            }));
+            });
+            let rows = rows.map(|rows| Arc::new(rows) as ArrayRef);
+            if let Some(rows) = &rows {
+                // One record has limits of its own.
+                room.take(rows.len(), bytes_of(rows)).or_else(|error| match values {
+                    [_] => Ok(()),
+                    _ => Err(error),
+                })?;
+            }
+            streams.push(rows);
         }
-        let rows: usize = streams.iter().flatten().map(|rows| rows.len()).sum();
-        let bytes: usize = streams.iter().flatten().map(Array::get_buffer_memory_size).sum();
-        if values.len() > 1 && (rows > BATCH_ROWS_MAX || bytes > BATCH_BYTES_MAX) {
-            return Err(Error::new(ErrorKind::Exhausted, "Arrow payloads fill more than a batch"));
-        }
-        self.counts = streams.iter().map(|rows| rows.as_ref().map_or(1, Array::len)).collect();
         let known = self.shared.columns.lock().clone();
         let Some(target) = known.and_then(|columns| projected(&columns, &self.projection)) else {
             // No columns were seen in any stream yet.
+            self.counts = streams.iter().map(|rows| rows.as_ref().map_or(1, Array::len)).collect();
             return Ok(new_null_array(&DataType::Binary, self.counts.iter().sum()));
         };
+        // Columns that a stream has not are null in its rows, and nulls may take more than all that it has.
+        let of_null = slot_bytes(&target);
+        let mut room = BatchRoom { rows: BATCH_ROWS_MAX, bytes: BATCH_BYTES_MAX };
+        for (row, rows) in streams.iter_mut().enumerate() {
+            let bytes = rows.as_ref().map_or(of_null, |rows| adapted_bytes(rows, &target));
+            if bytes <= BATCH_BYTES_MAX {
+                let count = rows.as_ref().map_or(1, Array::len);
+                room.take(count, bytes)?;
+            } else {
+                let what = format_args!("{BATCH_BYTES_MAX} bytes in the columns of the topic");
+                bad.push(BadRow { row, reject: Reject::limit(what) });
+                *rows = None;
+                room.take(1, of_null)?;
+            }
+        }
         let null = new_null_array(&target, 1);
-        let empty = new_empty_array(&target);
+        self.counts.clear();
         let mut arrays: Vec<ArrayRef> = Vec::with_capacity(streams.len());
         for (row, rows) in streams.into_iter().enumerate() {
-            arrays.push(match rows {
+            let adapted = match rows {
                 None => null.clone(),
-                Some(rows) if rows.is_empty() => empty.clone(),
-                Some(rows) => match guarded(|| adapt(&(Arc::new(rows) as ArrayRef), &target)) {
-                    Ok(rows) => rows,
-                    Err(reject) => {
-                        bad.push(BadRow { row, reject });
-                        if let Some(count) = self.counts.get_mut(row) {
-                            *count = 1;
-                        }
-                        null.clone()
-                    }
-                },
-            });
+                Some(rows) => guarded(|| adapt(&rows, &target)).unwrap_or_else(|reject| {
+                    bad.push(BadRow { row, reject });
+                    null.clone()
+                }),
+            };
+            self.counts.push(adapted.len());
+            arrays.push(adapted);
         }
         bad.sort_by_key(|bad| bad.row);
         let arrays: Vec<&dyn Array> = arrays.iter().map(AsRef::as_ref).collect();
         if arrays.is_empty() {
-            return Ok(empty);
+            return Ok(new_empty_array(&target));
         }
         concat(&arrays).map_err(|error| Error::internal(error.to_string()))
     }
 
     fn take_counts(&mut self) -> Option<Vec<usize>> {
         Some(std::mem::take(&mut self.counts))
+    }
+}
+
+/// What still fits into a batch.
+struct BatchRoom {
+    rows: usize,
+    bytes: usize,
+}
+
+impl BatchRoom {
+    /// Fewer records make a smaller batch, which is what [`ErrorKind::Exhausted`] asks for.
+    fn take(&mut self, rows: usize, bytes: usize) -> Result<()> {
+        match (self.rows.checked_sub(rows), self.bytes.checked_sub(bytes)) {
+            (Some(rows), Some(bytes)) => {
+                *self = Self { rows, bytes };
+                Ok(())
+            }
+            _ => Err(Error::new(ErrorKind::Exhausted, "Arrow payloads fill more than a batch")),
+        }
     }
 }
 
@@ -191,6 +236,9 @@ pub fn guarded<T>(work: impl FnOnce() -> Result<T, Reject>) -> Result<T, Reject>
 /// It is no stream, ends early or late, or asks for too much.
 pub fn check_stream(stream: &[u8], limits: &RecordLimits) -> Result<(), Reject> {
     let mut meter = Meter::new(limits);
+    // Bytes of each dictionary, and those that are still copied when a piece is added to one.
+    let mut dictionaries: HashMap<i64, usize> = HashMap::new();
+    let mut copies_left = limits.bytes_max.saturating_mul(DICTIONARY_COPIES_MAX);
     let mut rest = stream;
     let mut messages = 0;
     while !rest.is_empty() {
@@ -236,13 +284,19 @@ pub fn check_stream(stream: &[u8], limits: &RecordLimits) -> Result<(), Reject> 
                 )?;
             }
             MessageHeader::DictionaryBatch if messages > 0 => {
-                let data =
-                    message.header_as_dictionary_batch().and_then(|dictionary| dictionary.data());
-                check_batch(
-                    data.ok_or_else(|| Reject::malformed("a message without a dictionary"))?,
-                    body,
-                    &mut meter,
-                )?;
+                let without = || Reject::malformed("a message without a dictionary");
+                let dictionary = message.header_as_dictionary_batch().ok_or_else(without)?;
+                let data = dictionary.data().ok_or_else(without)?;
+                let added = check_batch(data, body, &mut meter)?;
+                let size = dictionaries.entry(dictionary.id()).or_default();
+                if dictionary.isDelta() {
+                    *size = size.saturating_add(added);
+                    copies_left = copies_left
+                        .checked_sub(*size)
+                        .ok_or_else(|| Reject::limit("the pieces its dictionaries may come in"))?;
+                } else {
+                    *size = added;
+                }
             }
             _ => {
                 return Err(Reject::malformed(
@@ -260,11 +314,12 @@ pub fn check_stream(stream: &[u8], limits: &RecordLimits) -> Result<(), Reject> 
     Ok(())
 }
 
+/// Checks one batch; how many bytes it has.
 fn check_batch(
     batch: arrow_ipc::RecordBatch<'_>,
     body: &[u8],
     meter: &mut Meter,
-) -> Result<(), Reject> {
+) -> Result<usize, Reject> {
     let length = |length: i64| {
         usize::try_from(length)
             .map_err(|_| Reject::malformed("a negative length in an Arrow IPC stream"))
@@ -274,6 +329,7 @@ fn check_batch(
         meter.elements(length(node.length())?)?;
     }
     let is_compressed = batch.compression().is_some();
+    let mut bytes_in_all: usize = 0;
     for buffer in batch.buffers().into_iter().flatten() {
         let (start, size) = (length(buffer.offset())?, length(buffer.length())?);
         let end =
@@ -288,14 +344,19 @@ fn check_batch(
             _ => size,
         };
         meter.bytes(declared)?;
+        bytes_in_all = bytes_in_all.saturating_add(declared);
     }
-    Ok(())
+    Ok(bytes_in_all)
 }
 
 /// The type in which karrow hands out `data_type`: dictionaries, views and runs are spelled out; `None` for nulls.
 fn plain_type(data_type: &DataType) -> Result<Option<DataType>, Reject> {
     Ok(Some(match data_type {
         DataType::Null => return Ok(None),
+        // The inner one would be merged or copied for each piece of the outer one.
+        DataType::Dictionary(_, value) if has_dictionary(value) => {
+            return Err(Reject::value(format!("{data_type}, which karrow does not take")));
+        }
         DataType::Dictionary(_, value) => return plain_type(value),
         DataType::Utf8View => DataType::Utf8,
         DataType::BinaryView => DataType::Binary,
@@ -364,12 +425,23 @@ fn plain_type(data_type: &DataType) -> Result<Option<DataType>, Reject> {
     }))
 }
 
+fn has_dictionary(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Dictionary(..) => true,
+        DataType::Struct(fields) => fields.iter().any(|field| has_dictionary(field.data_type())),
+        DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::FixedSizeList(item, _)
+        | DataType::Map(item, _) => has_dictionary(item.data_type()),
+        _ => false,
+    }
+}
+
 /// Spells out what must not leave karrow.
-fn plain(array: &ArrayRef, limits: &RecordLimits) -> Result<ArrayRef, Reject> {
+fn plain(array: &ArrayRef, meter: &mut Meter) -> Result<ArrayRef, Reject> {
     let target =
         plain_type(array.data_type())?.ok_or_else(|| Reject::value("nothing but nulls"))?;
-    let mut meter = Meter::new(limits);
-    spelled_out(array, &mut meter)?;
+    spelled_out(array, meter)?;
     adapt(array, &target)
 }
 
@@ -377,15 +449,11 @@ fn plain(array: &ArrayRef, limits: &RecordLimits) -> Result<ArrayRef, Reject> {
 fn spelled_out(array: &ArrayRef, meter: &mut Meter) -> Result<(), Reject> {
     match array.data_type() {
         DataType::Dictionary(..) => {
-            let dictionary = array.as_any_dictionary();
-            let sizes = sizes(dictionary.values());
-            for key in dictionary.normalized_keys() {
-                meter.bytes(sizes.get(key).copied().unwrap_or(0))?;
-            }
-            spelled_out(dictionary.values(), meter)
+            (0..array.len()).try_for_each(|slot| book(array, slot, meter))?;
+            spelled_out(array.as_any_dictionary().values(), meter)
         }
         DataType::Utf8View | DataType::BinaryView => {
-            sizes(array).into_iter().try_for_each(|size| meter.bytes(size))
+            (0..array.len()).try_for_each(|slot| book(array, slot, meter))
         }
         DataType::Struct(_) => {
             array.as_struct().columns().iter().try_for_each(|column| spelled_out(column, meter))
@@ -402,22 +470,100 @@ fn spelled_out(array: &ArrayRef, meter: &mut Meter) -> Result<(), Reject> {
     }
 }
 
-/// The bytes of each value.
-fn sizes(array: &ArrayRef) -> Vec<usize> {
-    // The lower half of a view is its length.
-    let of_views = |views: &[u128]| views.iter().map(|view| *view as u32 as usize).collect();
+/// Books what one slot becomes. A slot that is booked twice costs twice, so the meter bounds the time as well.
+fn book(array: &dyn Array, slot: usize, meter: &mut Meter) -> Result<(), Reject> {
     match array.data_type() {
-        DataType::Utf8View => of_views(array.as_string_view().views()),
-        DataType::BinaryView => of_views(array.as_binary_view().views()),
-        DataType::Utf8 => array.as_string::<i32>().offsets().lengths().collect(),
-        DataType::LargeUtf8 => array.as_string::<i64>().offsets().lengths().collect(),
-        DataType::Binary => array.as_binary::<i32>().offsets().lengths().collect(),
-        DataType::LargeBinary => array.as_binary::<i64>().offsets().lengths().collect(),
-        data_type => {
-            // Of fixed sizes, or so rare that all of it for each is good enough.
-            let size = data_type.primitive_width();
-            vec![size.unwrap_or_else(|| array.get_buffer_memory_size()); array.len()]
+        DataType::Dictionary(_, value) => match key_at(array, slot) {
+            Some(at) => book(array.as_any_dictionary().values().as_ref(), at, meter),
+            None => meter.bytes(slot_bytes(value)),
+        },
+        DataType::Struct(_) => {
+            meter.bytes(1)?;
+            let mut columns = array.as_struct().columns().iter();
+            columns.try_for_each(|column| book(column, slot, meter))
         }
+        DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) => {
+            meter.bytes(size_of::<i64>())?;
+            let items: &dyn Array = match array.data_type() {
+                DataType::List(_) => array.as_list::<i32>().values(),
+                DataType::LargeList(_) => array.as_list::<i64>().values(),
+                _ => array.as_fixed_size_list().values(),
+            };
+            items_at(array, slot).try_for_each(|at| book(items, at, meter))
+        }
+        DataType::Map(..) => {
+            meter.bytes(size_of::<i64>())?;
+            let entries = array.as_map().entries();
+            items_at(array, slot).try_for_each(|at| book(entries, at, meter))
+        }
+        data_type @ DataType::FixedSizeBinary(_) => meter.bytes(slot_bytes(data_type)),
+        data_type => {
+            let bytes = bytes_at(array, slot).map_or(0, <[u8]>::len);
+            meter.bytes(slot_bytes(data_type).saturating_add(bytes))
+        }
+    }
+}
+
+/// Bytes that each slot takes, whatever is in it, when it is spelled out.
+fn slot_bytes(data_type: &DataType) -> usize {
+    // Whether it is null takes a bit.
+    let bytes = match data_type {
+        DataType::Null | DataType::Boolean => 0,
+        DataType::FixedSizeBinary(size) => usize::try_from(*size).unwrap_or(0),
+        DataType::FixedSizeList(item, size) => {
+            slot_bytes(item.data_type()).saturating_mul(usize::try_from(*size).unwrap_or(0))
+        }
+        DataType::Struct(fields) => fields
+            .iter()
+            .fold(0, |sum: usize, field| sum.saturating_add(slot_bytes(field.data_type()))),
+        DataType::Dictionary(_, value) => slot_bytes(value),
+        DataType::LargeUtf8 | DataType::LargeBinary | DataType::LargeList(_) => size_of::<i64>(),
+        other => other.primitive_width().unwrap_or(size_of::<i32>()),
+    };
+    bytes.saturating_add(1)
+}
+
+/// The bytes of a slot of text or bytes, those of a dictionary too; `None` for a null, and for other types.
+pub(super) fn bytes_at(array: &dyn Array, slot: usize) -> Option<&[u8]> {
+    if let DataType::Dictionary(..) = array.data_type() {
+        let at = key_at(array, slot)?;
+        return bytes_at(array.as_any_dictionary().values().as_ref(), at);
+    }
+    if array.is_null(slot) {
+        return None;
+    }
+    Some(match array.data_type() {
+        DataType::Binary => array.as_binary::<i32>().value(slot),
+        DataType::LargeBinary => array.as_binary::<i64>().value(slot),
+        DataType::BinaryView => array.as_binary_view().value(slot),
+        DataType::FixedSizeBinary(_) => array.as_fixed_size_binary().value(slot),
+        DataType::Utf8 => array.as_string::<i32>().value(slot).as_bytes(),
+        DataType::LargeUtf8 => array.as_string::<i64>().value(slot).as_bytes(),
+        DataType::Utf8View => array.as_string_view().value(slot).as_bytes(),
+        _ => return None,
+    })
+}
+
+/// Which value of its dictionary a slot has; `None` for a null, and where there is no dictionary.
+pub(super) fn key_at(array: &dyn Array, slot: usize) -> Option<usize> {
+    downcast_dictionary_array!(array => array.key(slot), _ => None)
+}
+
+/// Which items a slot of a list or map has.
+pub(super) fn items_at(array: &dyn Array, slot: usize) -> Range<usize> {
+    fn between<O: OffsetSizeTrait>(offsets: &OffsetBuffer<O>, slot: usize) -> Range<usize> {
+        let place = |slot: usize| offsets.get(slot).map_or(0, |offset| offset.as_usize());
+        place(slot)..place(slot + 1)
+    }
+    match array.data_type() {
+        DataType::List(_) => between(array.as_list::<i32>().offsets(), slot),
+        DataType::LargeList(_) => between(array.as_list::<i64>().offsets(), slot),
+        DataType::Map(..) => between(array.as_map().offsets(), slot),
+        DataType::FixedSizeList(_, size) => {
+            let size = usize::try_from(*size).unwrap_or(0);
+            slot * size..(slot + 1) * size
+        }
+        _ => 0..0,
     }
 }
 
@@ -501,6 +647,39 @@ fn adapt(array: &ArrayRef, target: &DataType) -> Result<ArrayRef, Reject> {
     }
 }
 
+/// The bytes of `array` that its rows take.
+fn bytes_of(array: &ArrayRef) -> usize {
+    // Not those of whole buffers: the columns of a message share one.
+    array.to_data().get_slice_memory_size().unwrap_or_else(|_| array.get_buffer_memory_size())
+}
+
+/// The bytes of what [`adapt`] makes of `array`, at most.
+fn adapted_bytes(array: &ArrayRef, target: &DataType) -> usize {
+    if array.data_type() == target {
+        return bytes_of(array);
+    }
+    let own = array.len().saturating_mul(size_of::<i32>() + 1);
+    let below = match (array.data_type(), target) {
+        (DataType::Struct(_), DataType::Struct(fields)) => {
+            let rows = array.as_struct();
+            let of_field = |field: &Arc<Field>| match rows.column_by_name(field.name()) {
+                Some(column) => adapted_bytes(column, field.data_type()),
+                None => rows.len().saturating_mul(slot_bytes(field.data_type())),
+            };
+            fields.iter().map(of_field).fold(0, usize::saturating_add)
+        }
+        (DataType::List(_), DataType::List(item)) => {
+            adapted_bytes(array.as_list::<i32>().values(), item.data_type())
+        }
+        (DataType::Map(..), DataType::Map(entries, _)) => {
+            let entries = entries.data_type();
+            adapted_bytes(&(Arc::new(array.as_map().entries().clone()) as ArrayRef), entries)
+        }
+        _ => bytes_of(array).saturating_add(array.len().saturating_mul(slot_bytes(target))),
+    };
+    own.saturating_add(below)
+}
+
 /// How many columns there are, nested ones included.
 fn width(data_type: &DataType) -> usize {
     match data_type {
@@ -540,13 +719,15 @@ fn malformed(error: impl std::fmt::Display) -> Reject {
 #[cfg(test)]
 mod tests {
     use arrow::array::{
-        Float64Array, Int32DictionaryArray, Int64Array, StringArray, StringViewArray,
-        TimestampMillisecondArray, TimestampSecondArray, new_empty_array,
+        BooleanArray, FixedSizeBinaryArray, Float64Array, Int32Array, Int32DictionaryArray,
+        Int64Array, StringArray, StringViewArray, TimestampMillisecondArray, TimestampSecondArray,
+        new_empty_array,
     };
     use arrow::datatypes::{Schema, UnionFields, UnionMode};
-    use arrow_ipc::writer::StreamWriter;
+    use arrow_ipc::writer::{DictionaryHandling, IpcWriteOptions, StreamWriter};
 
     use super::*;
+    use crate::decode::column::list_of;
 
     fn stream(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
         let fields: Vec<Field> = columns
@@ -588,10 +769,55 @@ mod tests {
         }
         // Few bytes for many: 100,000 times the same 1 MB.
         let long = "x".repeat(1_000_000);
-        let dictionary: Int32DictionaryArray =
-            std::iter::repeat_n(long.as_str(), 100_000).collect();
+        let keys = Int32Array::from(vec![0; 100_000]);
+        let dictionary = Int32DictionaryArray::new(keys, Arc::new(StringArray::from(vec![long])));
         let (_, bad) = decode(&[stream(vec![("a", Arc::new(dictionary))])]);
         assert_eq!(bad, ["more than the bytes one record may have"]);
+    }
+
+    #[test]
+    fn batches_that_share_a_dictionary_are_counted_together() {
+        let long = "x".repeat(1_000_000);
+        let batch = |rows: usize| {
+            let dictionary: Int32DictionaryArray = std::iter::repeat_n(&*long, rows).collect();
+            RecordBatch::try_from_iter([("a", Arc::new(dictionary) as ArrayRef)]).expect("a batch")
+        };
+        let of = |batches: usize| {
+            let batch = batch(10);
+            let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
+            (0..batches).for_each(|_| writer.write(&batch).expect("written"));
+            writer.into_inner().expect("finished")
+        };
+        let (array, bad) = decode(&[of(6)]);
+        assert_eq!((array.len(), bad.len()), (60, 0), "{bad:?}");
+        assert_eq!(decode(&[of(7)]).1, ["more than the bytes one record may have"]);
+    }
+
+    #[test]
+    fn dictionaries_do_not_come_in_very_many_pieces() {
+        let options =
+            IpcWriteOptions::default().with_dictionary_handling(DictionaryHandling::Delta);
+        let of = |pieces: usize| {
+            let long = "x".repeat(100_000);
+            let values: Vec<String> = (0..pieces).map(|n| format!("{long}{n}")).collect();
+            let batch = |known: usize| {
+                let keys = Int32Array::from(vec![known as i32 - 1]);
+                let values = StringArray::from_iter_values(&values[..known]);
+                let dictionary = Int32DictionaryArray::new(keys, Arc::new(values));
+                RecordBatch::try_from_iter([("a", Arc::new(dictionary) as ArrayRef)])
+                    .expect("a batch")
+            };
+            let schema = batch(1).schema();
+            let mut writer =
+                StreamWriter::try_new_with_options(Vec::new(), &schema, options.clone())
+                    .expect("a writer");
+            (1..=pieces).for_each(|known| writer.write(&batch(known)).expect("written"));
+            writer.into_inner().expect("finished")
+        };
+        let (array, bad) = decode(&[of(90)]);
+        assert_eq!((array.len(), bad.len()), (90, 0), "{bad:?}");
+        // 0.1 + 0.2 + … 11 MB.
+        assert_eq!(decode(&[of(110)]).1, ["more than the pieces its dictionaries may come in"]);
     }
 
     #[test]
@@ -612,9 +838,27 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_without_rows_is_a_bad_row() {
+        let ints = |values: Vec<i64>| vec![("a", Arc::new(Int64Array::from(values)) as ArrayRef)];
+        let schema = Schema::new(vec![Field::new("b", DataType::Utf8, true)]);
+        let mut writer = StreamWriter::try_new(Vec::new(), &schema).expect("a writer");
+        writer.finish().expect("finished");
+        let without_batch = writer.into_inner().expect("finished");
+        let why = "an Arrow stream without rows";
+        // Also before any columns are known.
+        let (array, bad) = decode(std::slice::from_ref(&without_batch));
+        assert_eq!((array.len(), array.logical_null_count(), bad), (1, 1, vec![why.to_owned()]));
+        let (array, bad) = decode(&[stream(ints(vec![])), stream(ints(vec![1, 2])), without_batch]);
+        assert_eq!((array.len(), bad), (4, vec![why.to_owned(); 2]));
+        let nulls: Vec<bool> = (0..4).map(|row| array.is_null(row)).collect();
+        assert_eq!(nulls, [true, false, false, true]);
+    }
+
+    #[test]
     fn types_that_are_not_taken_are_bad_rows() {
         let ints = || Arc::new(Int64Array::from(vec![1])) as ArrayRef;
         let empty = |data_type: DataType| vec![("a", new_empty_array(&data_type))];
+        let dictionary = |value| DataType::Dictionary(Box::new(DataType::Int8), Box::new(value));
         let union =
             UnionFields::try_new([0], [Field::new("x", DataType::Int64, true)]).expect("fields");
         for (columns, why) in [
@@ -622,6 +866,7 @@ mod tests {
             (empty(DataType::Union(union, UnionMode::Sparse)), "which karrow does not take"),
             (empty(DataType::FixedSizeBinary(1 << 30)), "more than 4096 bytes of a fixed size"),
             (empty(DataType::new_fixed_size_list(DataType::Int64, 1 << 28, true)), "does not take"),
+            (empty(dictionary(list_of(dictionary(DataType::Utf8)))), "which karrow does not take"),
         ] {
             let (_, bad) = decode(&[stream(columns)]);
             assert!(bad.len() == 1 && bad[0].contains(why), "{bad:?} for {why}");
@@ -630,6 +875,67 @@ mod tests {
         let wide = wide.iter().map(|name| (name.as_str(), ints())).collect();
         let (_, bad) = decode(&[stream(wide)]);
         assert_eq!(bad, ["more than 10000 columns of a topic"]);
+    }
+
+    #[test]
+    fn columns_that_others_bring_are_counted() {
+        let fixed = |size| {
+            Arc::new(FixedSizeBinaryArray::try_from_iter([vec![0; size]].into_iter()).expect("one"))
+                as ArrayRef
+        };
+        let wide = |columns: usize| -> Vec<u8> {
+            let names: Vec<String> = (0..columns).map(|n| format!("c{n}")).collect();
+            stream(names.iter().map(|name| (name.as_str(), fixed(4_096))).collect())
+        };
+        let (wide, too_wide) = (wide(100), wide(1_100));
+        let bools = |rows: usize| {
+            stream(vec![("b", Arc::new(BooleanArray::from(vec![true; rows])) as ArrayRef)])
+        };
+        let (many, some, few) = (bools(20_000), bools(400), bools(2));
+        let mut decoder = IpcDecoder::new(Arc::default(), Projection::All, RecordLimits::default());
+        let mut decode = |streams: &[Option<&[u8]>]| {
+            let values: Vec<_> = streams.iter().map(|stream| stream.map(Value::new)).collect();
+            let mut bad = Vec::new();
+            let array = decoder.decode(&values, &mut bad).map_err(|error| error.kind())?;
+            let bad: Vec<String> = bad.into_iter().map(|bad| bad.reject.message).collect();
+            Ok((array.len(), bad))
+        };
+        // Alone, no batch holds it; the others are not touched.
+        let why = "more than 268435456 bytes in the columns of the topic".to_owned();
+        assert_eq!(decode(&[Some(&wide), Some(&many)]), Ok((2, vec![why.clone()])));
+        assert_eq!(decode(&[Some(&many)]), Ok((1, vec![why])));
+        assert_eq!(decode(&[Some(&few), None]), Ok((3, vec![])));
+        // Each of them has room, both together do not. Nulls take as much.
+        assert_eq!(decode(&[Some(&some), Some(&some)]), Err(ErrorKind::Exhausted));
+        assert_eq!(decode(&[Some(&some)]), Ok((400, vec![])));
+        assert_eq!(decode(&[None; 700]), Err(ErrorKind::Exhausted));
+        assert_eq!(decode(&[None; 350]), Ok((350, vec![])));
+        let why = "more than 4194304 bytes of a row of a topic".to_owned();
+        assert_eq!(decode(&[Some(&too_wide)]), Ok((1, vec![why])));
+        // So it is in lists.
+        let lists = |items: ArrayRef| {
+            let field = Arc::new(Field::new_list_field(items.data_type().clone(), true));
+            let offsets = OffsetBuffer::from_lengths([items.len()]);
+            stream(vec![("l", Arc::new(ListArray::new(field, offsets, items, None)) as ArrayRef)])
+        };
+        let object = |name: &str, array: ArrayRef| {
+            Arc::new(StructArray::try_from(vec![(name, array)]).expect("an object")) as ArrayRef
+        };
+        let wide = lists(object("x", fixed(4_096)));
+        let many = lists(object("y", Arc::new(BooleanArray::from(vec![true; 100_000]))));
+        let (array, bad) = self::decode(&[wide, many]);
+        let why = "more than 268435456 bytes in the columns of the topic";
+        assert_eq!((array.len(), bad), (2, vec![why.to_owned()]));
+    }
+
+    #[test]
+    fn columns_of_one_message_are_counted_once() {
+        let columns: Vec<String> = (0..300).map(|n| format!("c{n}")).collect();
+        let ints = || Arc::new(Int64Array::from(vec![1; 1_000])) as ArrayRef;
+        let wide = stream(columns.iter().map(|name| (name.as_str(), ints())).collect());
+        // 10 times 2.4 MB.
+        let (array, bad) = decode(&vec![wide; 10]);
+        assert_eq!((array.len(), bad.len()), (10_000, 0), "{bad:?}");
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! [`Rows`]: the rows of a batch as messages to be produced, the way back from columns to records.
+//! [`append`]: the rows of a batch as messages to be produced, the way back from columns to records.
+
+mod json;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -6,19 +8,19 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait, RecordBatch, StructArray};
 use arrow::compute::cast;
 use arrow::datatypes::{
-    DataType, Field, Float64Type, Int32Type, Int64Type, TimeUnit, TimestampMillisecondType,
+    DataType, Fields, Int32Type, Int64Type, TimeUnit, TimestampMillisecondType,
 };
-use arrow::util::display::{ArrayFormatter, FormatOptions};
-use arrow_json::writer::{EncoderOptions, NullableEncoder, make_encoder};
 
+use super::ipc::bytes_at;
 use crate::error::{Error, Result};
 use crate::kafka::producer::{Header, Message};
+use json::Json;
 
 /// Columns that say something about a message and are no part of its payload.
 const META: [&str; 4] = ["key", "headers", "timestamp", "partition"];
 
 /// The rows of one batch.
-pub struct Rows {
+struct Rows {
     len: usize,
     key: Option<ArrayRef>,
     /// Lists or maps of names and values.
@@ -37,7 +39,7 @@ struct Headers {
 }
 
 enum Payload {
-    /// Binary.
+    /// Text or bytes.
     Bytes(ArrayRef),
     /// To be written as JSON objects.
     Json(ArrayRef),
@@ -71,13 +73,90 @@ impl Row {
     }
 }
 
+/// What the rows of one command may still fill. A few bytes of a stream may stand for very many: a value of a dictionary
+/// does for as many rows as name it, and a column's name for as many as there are.
+#[derive(Debug)]
+pub struct Budget {
+    left: usize,
+    max: usize,
+}
+
+impl Budget {
+    /// For one command.
+    pub fn new(max: usize) -> Self {
+        Self { left: max, max }
+    }
+
+    fn check(&self, bytes: usize) -> Result<(), Wrong> {
+        if bytes > self.left {
+            let max = self.max;
+            return Err(Wrong::new(format!("the rows of one command are more than {max} bytes")));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<(), Wrong> {
+        self.check(bytes)?;
+        self.left -= bytes;
+        Ok(())
+    }
+}
+
+/// Why a row is refused.
+#[derive(Debug)]
+struct Wrong {
+    /// Fields below the column, each with a dot in front.
+    path: String,
+    what: String,
+}
+
+impl Wrong {
+    fn new(what: impl Into<String>) -> Self {
+        Self { path: String::new(), what: what.into() }
+    }
+
+    fn below(mut self, field: &str) -> Self {
+        self.path.insert_str(0, field);
+        self.path.insert(0, '.');
+        self
+    }
+
+    fn of(self, column: &str, row: usize) -> Error {
+        Error::invalid(format!("{column}{}: row {row}: {}", self.path, self.what))
+    }
+}
+
+/// Appends the rows of `batch` to `rows`: its columns `key`, `headers`, `timestamp`, `partition` and `payload` are those
+/// of a message; without a `payload` the other columns are the fields of a JSON object. They are booked in `budget`
+/// before they are made.
+///
+/// # Errors
+/// A column has a type that its part of a message cannot have; it is named. A payload that cannot be written as JSON, a
+/// negative partition, a header without a name, or no budget for it: the row is named.
+pub fn append(batch: &RecordBatch, budget: &mut Budget, rows: &mut Vec<Row>) -> Result<()> {
+    // Names are looked at batch by batch.
+    budget.take(names(batch.schema_ref().fields())).map_err(|wrong| Error::invalid(wrong.what))?;
+    Rows::new(batch)?.append(budget, rows)
+}
+
+/// Bytes of the names of all fields.
+fn names(fields: &Fields) -> usize {
+    fn below(data_type: &DataType) -> usize {
+        match data_type {
+            DataType::Struct(fields) => names(fields),
+            DataType::List(item)
+            | DataType::LargeList(item)
+            | DataType::FixedSizeList(item, _)
+            | DataType::Map(item, _) => below(item.data_type()),
+            DataType::Dictionary(_, value) => below(value),
+            _ => 0,
+        }
+    }
+    fields.iter().map(|field| field.name().len() + below(field.data_type())).sum()
+}
+
 impl Rows {
-    /// The rows of `batch`: its columns `key`, `headers`, `timestamp`, `partition` and `payload` are those of a message;
-    /// without a `payload` the other columns are the fields of a JSON object.
-    ///
-    /// # Errors
-    /// A column has a type that its part of a message cannot have; it is named.
-    pub fn new(batch: &RecordBatch) -> Result<Self> {
+    fn new(batch: &RecordBatch) -> Result<Self> {
         let mut names = HashSet::new();
         for field in batch.schema_ref().fields() {
             if !names.insert(field.name()) {
@@ -111,31 +190,29 @@ impl Rows {
                 Payload::Json(Arc::new(rows.map_err(|error| Error::invalid(error.to_string()))?))
             }
         };
-        if let Payload::Json(rows) = &payload {
-            check_json("payload", rows)?;
-        }
         Ok(Self { len: batch.num_rows(), key, headers, timestamp, partition, payload })
     }
 
-    /// All of them, in order.
-    ///
-    /// # Errors
-    /// A payload that cannot be written as JSON, a negative partition, a header without a name: the row is named.
-    pub fn messages(&self) -> Result<Vec<Row>> {
-        let options = EncoderOptions::default();
-        let field;
+    fn append(&self, budget: &mut Budget, rows: &mut Vec<Row>) -> Result<()> {
         let mut json = match &self.payload {
             Payload::Bytes(_) => None,
-            Payload::Json(rows) => {
-                field = Arc::new(Field::new("payload", rows.data_type().clone(), true));
-                let encoder = make_encoder(&field, rows, &options);
-                Some(encoder.map_err(|error| Error::invalid(format!("payload: {error}")))?)
-            }
+            Payload::Json(rows) => Some(Json::new("payload", rows.as_ref())?),
         };
-        (0..self.len).map(|row| self.message(row, json.as_mut())).collect()
+        let mut text = Vec::new();
+        rows.reserve(self.len);
+        for row in 0..self.len {
+            rows.push(self.message(row, json.as_mut(), &mut text, budget)?);
+        }
+        Ok(())
     }
 
-    fn message(&self, row: usize, json: Option<&mut NullableEncoder<'_>>) -> Result<Row> {
+    fn message(
+        &self,
+        row: usize,
+        json: Option<&mut Json<'_>>,
+        text: &mut Vec<u8>,
+        budget: &mut Budget,
+    ) -> Result<Row> {
         let wrong = |what: &str| Error::invalid(format!("row {row}: {what}"));
         let partition = self
             .partition
@@ -154,104 +231,75 @@ impl Rows {
             return Err(wrong("a timestamp that is not after 1970-01-01T00:00:00Z"));
         }
         let payload = match (&self.payload, json) {
-            (Payload::Bytes(array), _) => value(array, row),
+            (Payload::Bytes(array), _) => value(array, row, budget),
             (Payload::Json(_), Some(json)) if !json.is_null(row) => {
-                let mut text = Vec::new();
-                json.encode(row, &mut text);
-                Some(text)
+                text.clear();
+                json.write(row, text, budget).map(|()| Some(text.clone()))
             }
-            (Payload::Json(_), _) => None,
+            (Payload::Json(_), _) => Ok(None),
         };
+        let payload = payload.map_err(|wrong| wrong.of("payload", row))?;
         let headers = match &self.headers {
             None => Vec::new(),
-            Some(headers) => headers.of(row).map_err(|why| wrong(&why))?,
+            Some(headers) => headers.of(row, budget).map_err(|why| wrong(&why.what))?,
         };
-        let key = self.key.as_ref().and_then(|array| value(array, row));
+        let key = match &self.key {
+            None => None,
+            Some(array) => value(array, row, budget).map_err(|wrong| wrong.of("key", row))?,
+        };
         Ok(Row { key, headers, timestamp, partition, payload })
     }
 }
 
 impl Headers {
-    fn of(&self, row: usize) -> Result<Vec<Header>, String> {
+    fn of(&self, row: usize, budget: &mut Budget) -> Result<Vec<Header>, Wrong> {
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
             return Ok(Vec::new());
         }
         let place = |row: usize| self.offsets.get(row).copied().unwrap_or(0);
-        (place(row)..place(row + 1))
+        let places = place(row)..place(row + 1);
+        budget.take(places.len().saturating_mul(size_of::<Header>()))?;
+        places
             .map(|at| {
-                let name = value(&self.names, at).ok_or("a header without a name")?;
-                let name =
-                    String::from_utf8(name).map_err(|_| "a header whose name is no UTF-8")?;
+                let name = value(&self.names, at, budget)?
+                    .ok_or_else(|| Wrong::new("a header without a name"))?;
+                let name = String::from_utf8(name)
+                    .map_err(|_| Wrong::new("a header whose name is no UTF-8"))?;
                 if name.contains('\0') {
-                    return Err("a header whose name has a NUL".to_owned());
+                    return Err(Wrong::new("a header whose name has a NUL"));
                 }
-                Ok((name, value(&self.values, at)))
+                Ok((name, value(&self.values, at, budget)?))
             })
             .collect()
     }
 }
 
-fn value(array: &ArrayRef, row: usize) -> Option<Vec<u8>> {
-    array.is_valid(row).then(|| array.as_binary::<i32>().value(row).to_vec())
+fn value(array: &ArrayRef, row: usize, budget: &mut Budget) -> Result<Option<Vec<u8>>, Wrong> {
+    let Some(bytes) = bytes_at(array.as_ref(), row) else { return Ok(None) };
+    budget.take(bytes.len())?;
+    Ok(Some(bytes.to_vec()))
 }
 
-/// Refuses values that JSON does not have: the encoder would write something else in their place.
-fn check_json(name: &str, array: &ArrayRef) -> Result<()> {
-    let wrong = |row: usize, what: &str| Error::invalid(format!("{name}: row {row}: {what}"));
-    match array.data_type() {
-        DataType::Float16 | DataType::Float32 | DataType::Float64 => {
-            let floats = cast(array, &DataType::Float64);
-            let floats = floats.map_err(|error| Error::invalid(format!("{name}: {error}")))?;
-            let mut values = floats.as_primitive::<Float64Type>().iter().enumerate();
-            match values.find(|(_, value)| value.is_some_and(|value| !value.is_finite())) {
-                Some((row, _)) => Err(wrong(row, "JSON has neither NaN nor infinities")),
-                None => Ok(()),
-            }
-        }
-        data_type if data_type.is_temporal() => {
-            let options = FormatOptions::default().with_display_error(false);
-            let shown = ArrayFormatter::try_new(array, &options)
-                .map_err(|error| Error::invalid(format!("{name}: {error}")))?;
-            let mut rows = (0..array.len()).filter(|row| array.is_valid(*row));
-            match rows.find(|row| shown.value(*row).try_to_string().is_err()) {
-                Some(row) => Err(wrong(row, &format!("a {data_type} that is no date"))),
-                None => Ok(()),
-            }
-        }
-        DataType::Struct(fields) => {
-            let columns = array.as_struct().columns();
-            fields.iter().zip(columns).try_for_each(|(field, column)| {
-                check_json(&format!("{name}.{}", field.name()), column)
-            })
-        }
-        DataType::List(_) => check_json(name, array.as_list::<i32>().values()),
-        DataType::LargeList(_) => check_json(name, array.as_list::<i64>().values()),
-        DataType::FixedSizeList(..) => check_json(name, array.as_fixed_size_list().values()),
-        DataType::Map(..) => check_json(name, array.as_map().values()),
-        DataType::Dictionary(..) => check_json(name, array.as_any_dictionary().values()),
-        _ => Ok(()),
-    }
-}
-
-/// A column of text or bytes as Binary.
+/// A column of text or bytes. It stays as it is: spelled out it may be too large.
 fn bytes(name: &str, array: &ArrayRef) -> Result<ArrayRef> {
-    match array.data_type() {
-        DataType::Binary => Ok(array.clone()),
-        DataType::Utf8
-        | DataType::LargeUtf8
-        | DataType::Utf8View
-        | DataType::LargeBinary
-        | DataType::BinaryView
-        | DataType::FixedSizeBinary(_)
-        | DataType::Null => cast(array, &DataType::Binary)
-            .map_err(|error| Error::invalid(format!("{name}: {error}"))),
-        DataType::Dictionary(_, value) => {
-            let plain =
-                cast(array, value).map_err(|error| Error::invalid(format!("{name}: {error}")))?;
-            bytes(name, &plain)
+    fn is_bytes(data_type: &DataType) -> bool {
+        match data_type {
+            DataType::Binary
+            | DataType::LargeBinary
+            | DataType::BinaryView
+            | DataType::FixedSizeBinary(_)
+            | DataType::Utf8
+            | DataType::LargeUtf8
+            | DataType::Utf8View
+            | DataType::Null => true,
+            DataType::Dictionary(_, value) => is_bytes(value),
+            _ => false,
         }
-        other => Err(Error::invalid(format!("{name}: {other} is neither Binary nor Utf8"))),
     }
+    if is_bytes(array.data_type()) {
+        return Ok(array.clone());
+    }
+    Err(Error::invalid(format!("{name}: {} is neither Binary nor Utf8", array.data_type())))
 }
 
 fn timestamps(array: &ArrayRef) -> Result<ArrayRef> {

@@ -24,6 +24,21 @@ use arrow::datatypes::{
 use super::reject::Reject;
 use crate::error::{Error, Result};
 
+/// Levels of a column's type, the column itself among them: pyarrow opens no batch with more than 64, arrow-rs none with
+/// more than 61.
+pub const LEVELS_MAX: usize = 60;
+
+/// The levels of a type.
+pub fn levels(data_type: &DataType) -> usize {
+    1 + match data_type {
+        DataType::Struct(fields) => {
+            fields.iter().map(|field| levels(field.data_type())).max().unwrap_or(0)
+        }
+        DataType::List(item) | DataType::Map(item, _) => levels(item.data_type()),
+        _ => 0,
+    }
+}
+
 /// The rows that are null: runs of them, in order and apart. A value costs nothing here, unlike in a bitmap.
 #[derive(Debug, Default)]
 pub struct Nulls {

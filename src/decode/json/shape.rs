@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use arrow::datatypes::{DataType, Field, Fields};
 
-use super::super::column::{list_of, map_of};
+use super::super::column::{LEVELS_MAX, list_of, map_of};
 use super::super::reject::{RecordLimits, Reject};
 use super::leaf::{Leaf, Type};
 use super::learn;
@@ -19,6 +19,13 @@ const MORE: &str = "_more";
 
 /// Fields that schemas say, at every depth. Those that are inferred have a limit of their own.
 pub const SAID_MAX: usize = 10_000;
+
+/// How deep values may be in objects for columns, where records may nest `depth_max` levels: all who read Arrow open what
+/// comes of it. A map is two levels.
+pub fn column_depth_max(depth_max: usize) -> usize {
+    // The objects are a level, too.
+    depth_max.min(LEVELS_MAX - 1)
+}
 
 /// What was seen of a topic's objects.
 #[derive(Clone, Debug)]

@@ -1,11 +1,25 @@
 //! Values that went in come out.
 
-use arrow::array::{Array, AsArray};
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampMicrosecondType};
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
 use proptest::prelude::*;
 use serde_json::Value as Json;
 
+use super::super::column::{LEVELS_MAX, levels};
 use super::*;
+
+/// What readers of Arrow IPC make of a column.
+fn opens(array: &ArrayRef) {
+    assert!(levels(array.data_type()) <= LEVELS_MAX, "{}", levels(array.data_type()));
+    let batch = RecordBatch::try_from_iter([("payload", array.clone())]).expect("a batch");
+    let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
+    writer.write(&batch).expect("written");
+    let stream = writer.into_inner().expect("finished");
+    let mut reader = StreamReader::try_new(stream.as_slice(), None).expect("an open stream");
+    assert_eq!(reader.next().expect("a batch").expect("read"), batch);
+}
 
 fn decoder() -> JsonDecoder {
     JsonDecoder::new(SharedShape::new(1000), Projection::All, RecordLimits::default())
@@ -291,6 +305,25 @@ fn one_record_may_not_ask_for_too_much() {
         "what is too deep is text: {}",
         show(&array, 2)
     );
+}
+
+#[test]
+fn what_nests_deeply_stays_openable() {
+    for depth in [56, 57, 58, 59, 60, 61, 63, 64, 65, 1_000] {
+        let lists = format!(r#"{{"a":{}1{}}}"#, "[".repeat(depth), "]".repeat(depth));
+        let objects = format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
+        for record in [lists, objects] {
+            let mut decoder = decoder();
+            let (array, bad) = decode(&mut decoder, &[Some(&record), None]);
+            assert_eq!(bad, [], "{record}");
+            opens(&array);
+            // No value is lost.
+            let shown = show(&array, 0).to_string().replace(['\\', '"'], "");
+            assert_eq!(shown, record.replace('"', ""), "{depth}");
+            let (array, _) = decode(&mut decoder, &[Some(r#"{"b":1}"#)]);
+            opens(&array);
+        }
+    }
 }
 
 fn json() -> impl Strategy<Value = Json> {

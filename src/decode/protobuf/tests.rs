@@ -859,6 +859,37 @@ fn too_wide_and_too_deep_messages_are_bytes_too() {
 }
 
 #[test]
+fn columns_never_nest_too_deeply_for_readers() {
+    // What is single first is in lists later, and the second type of a topic is a struct in a struct.
+    let chain = |field: &str| {
+        let mut text = "syntax = \"proto3\"; message Other { int32 v = 1; }\n".to_owned();
+        for level in 0..40 {
+            let field = field.replace('D', &format!("D{}", level + 1));
+            text.push_str(&format!("message D{level} {{ {field} d = 1; int32 v = 2; }}\n"));
+        }
+        text.push_str("message D40 { map<int32, int32> x = 1; }");
+        text
+    };
+    let (single, lists, maps) = (chain("D"), chain("repeated D"), chain("map<int32, D>"));
+    let schemas = registry(&[(1, &single), (2, &lists), (3, &maps)]);
+    for ids in [&[1, 2][..], &[2], &[3]] {
+        let mut decoder = with_registry(&SharedMessages::new(), &schemas);
+        for id in ids {
+            let (array, bad) = decode(
+                &mut decoder,
+                &[Some(framed(*id, &[0], b"\x08\x01")), Some(framed(*id, &[2, 2], b"\x10\x01"))],
+            );
+            assert_eq!(bad, [], "{ids:?}");
+            let levels = crate::decode::column::levels(array.data_type());
+            assert!(
+                (30..=crate::decode::column::LEVELS_MAX).contains(&levels),
+                "{ids:?}: {levels}"
+            );
+        }
+    }
+}
+
+#[test]
 fn well_known_messages_merge() {
     let text = r#"syntax = "proto3"; import "google/protobuf/struct.proto"; import "google/protobuf/timestamp.proto";
         import "google/protobuf/wrappers.proto"; import "google/protobuf/field_mask.proto";

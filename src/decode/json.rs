@@ -27,7 +27,9 @@ use parking_lot::Mutex;
 use self::leaf::{Leaf, Token, micros};
 use self::node::{Node, StructNode};
 use self::scan::{Number, Scanner, Text};
-use self::shape::{EXACT_MAX, Shape, StructShape, duplicate, name_of, not_an_object};
+use self::shape::{
+    EXACT_MAX, Shape, StructShape, column_depth_max, duplicate, name_of, not_an_object,
+};
 use self::writers::{Writers, WritersSeen};
 use super::column::{Column, Values, pad, pad_offsets};
 use super::decoder::{BadRow, Decoder, Value};
@@ -150,8 +152,9 @@ impl JsonDecoder {
         }
         let shape = self.shared.shape.lock().clone();
         self.epoch = epoch;
+        let depth_max = column_depth_max(self.limits.depth_max);
         let (root, data_type) =
-            Node::of_struct(&shape.root, &self.projection, Some(&self.timestamps));
+            Node::of_struct(&shape.root, &self.projection, Some(&self.timestamps), depth_max);
         self.root = root;
         self.column = data_type.map(|data_type| Column::new(&data_type)).transpose()?;
         Ok(())
@@ -227,9 +230,10 @@ impl Decoder for JsonDecoder {
         if let Some(writers) = &mut self.writers {
             writers.learn(values, &self.shared, &self.limits);
         }
-        let bad_before = bad.len();
+        let (bad_before, texts_before) = (bad.len(), self.texts);
         for attempt in 1..=ATTEMPTS_MAX {
             self.refresh()?;
+            self.texts = texts_before;
             if self.append_all(values, bad, attempt < ATTEMPTS_MAX) {
                 break;
             }
@@ -277,7 +281,7 @@ struct Filler {
     meter: Meter,
     /// How many lists are around the value.
     lists: usize,
-    /// Fields that went into a column of text because there is no room for their own.
+    /// Values that became text because a limit, of fields or of depth, leaves no columns for them.
     texts: u64,
 }
 
@@ -329,11 +333,14 @@ impl Filler {
                 pad(values, nulls, row);
                 values.push(next == b't');
             }
-            (Node::Text, Values::Bytes(bytes)) => {
+            (Node::Text { is_deepest }, Values::Bytes(bytes)) => {
                 pad_offsets(&mut bytes.offsets, nulls, row);
                 if next == b'"' {
                     scanner.string()?.append_to(&mut bytes.data);
                 } else {
+                    if *is_deepest && matches!(next, b'{' | b'[') {
+                        self.texts += 1;
+                    }
                     let start = scanner.at();
                     scanner.skip(&mut self.meter)?;
                     bytes.data.extend_from_slice(scanner.since(start));

@@ -326,6 +326,28 @@ fn what_nests_deeply_stays_openable() {
     }
 }
 
+#[test]
+fn what_is_too_deep_for_columns_is_counted() {
+    let limits = RecordLimits { depth_max: 2, ..RecordLimits::default() };
+    let mut decoder = JsonDecoder::new(SharedShape::new(100), Projection::All, limits);
+    let (array, bad) = decode(
+        &mut decoder,
+        &[
+            Some(r#"{"a":{"b":{"c":1}},"l":[[1],[]],"t":{}}"#),
+            // What is text for another reason, or no container, is not.
+            Some(r#"{"a":{"b":"x"},"l":[2],"t":"x"}"#),
+            // Widens the columns, which begins the batch anew.
+            Some(r#"{"a":{"b":null},"new":{"x":1}}"#),
+        ],
+    );
+    assert_eq!(bad, []);
+    assert_eq!(show(&array, 0)["l"], serde_json::json!(["[1]", "[]"]));
+    assert_eq!(show(&array, 0)["a"]["b"], r#"{"c":1}"#);
+    assert_eq!(decoder.texts(), 3);
+    decode(&mut decoder, &[Some(r#"{"a":{"b":{}}}"#), Some(r#"{"l":null}"#)]);
+    assert_eq!(decoder.texts(), 4);
+}
+
 fn json() -> impl Strategy<Value = Json> {
     let name = prop_oneof!["[a-d]", "[ä\"\\\\\n]"];
     let scalar = prop_oneof![

@@ -31,7 +31,7 @@ use self::shape::{
     EXACT_MAX, Shape, StructShape, column_depth_max, duplicate, name_of, not_an_object,
 };
 use self::writers::{Writers, WritersSeen};
-use super::column::{Column, Values, pad, pad_offsets};
+use super::column::{Column, Room, Values, pad, pad_offsets};
 use super::decoder::{BadRow, Decoder, Value};
 use super::projection::Projection;
 use super::raw::unseen;
@@ -178,7 +178,8 @@ impl JsonDecoder {
         self.shared.shape.lock().check(text, &self.limits)
     }
 
-    fn append(&mut self, value: &[u8], row: usize) -> Result<(), Stop> {
+    /// Returns what the record [asked](Meter::asked) for.
+    fn append(&mut self, value: &[u8], row: usize) -> Result<usize, Stop> {
         let text = text_of(value, &self.limits)?;
         let mut scanner = Scanner::new(text);
         let mut filler = Filler { meter: Meter::new(&self.limits), lists: 0, texts: 0 };
@@ -191,7 +192,7 @@ impl JsonDecoder {
         }
         scanner.end()?;
         self.texts += filler.texts;
-        Ok(())
+        Ok(filler.meter.asked())
     }
 
     /// Appends all of `values`; `false` if one did not fit and the shape was widened instead.
@@ -200,18 +201,22 @@ impl JsonDecoder {
         values: &[Option<Value<'_>>],
         bad: &mut Vec<BadRow>,
         may_learn: bool,
-    ) -> bool {
+    ) -> Result<bool> {
+        let mut room = Room::new(self.column.as_ref(), values.len())?;
         for (row, value) in values.iter().enumerate() {
             let Some(value) = value else { continue };
             let reject = match self.append(value.bytes, row) {
-                Ok(()) => continue,
+                Ok(asked) => {
+                    room.take(asked, self.column.as_ref())?;
+                    continue;
+                }
                 Err(Stop::Bad(reject)) => reject,
                 Err(Stop::Widen) => match self.check(value.bytes) {
                     // It would have turned out bad further on.
                     Err(reject) => reject,
                     Ok(()) if may_learn => {
                         self.learn(values.get(row..).unwrap_or_default());
-                        return false;
+                        return Ok(false);
                     }
                     Ok(()) => Reject::value("does not fit the columns of the topic"),
                 },
@@ -221,7 +226,23 @@ impl JsonDecoder {
             }
             bad.push(BadRow { row, reject });
         }
-        true
+        Ok(true)
+    }
+
+    fn decode_all(&mut self, values: &[Option<Value<'_>>], bad: &mut Vec<BadRow>) -> Result<()> {
+        let (bad_before, texts_before) = (bad.len(), self.texts);
+        for attempt in 1..=ATTEMPTS_MAX {
+            self.refresh()?;
+            self.texts = texts_before;
+            if self.append_all(values, bad, attempt < ATTEMPTS_MAX)? {
+                break;
+            }
+            bad.truncate(bad_before);
+            if let Some(column) = &mut self.column {
+                column.truncate(0);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -231,16 +252,13 @@ impl Decoder for JsonDecoder {
             writers.learn(values, &self.shared, &self.limits);
         }
         let (bad_before, texts_before) = (bad.len(), self.texts);
-        for attempt in 1..=ATTEMPTS_MAX {
-            self.refresh()?;
+        if let Err(error) = self.decode_all(values, bad) {
+            // The same records come again, fewer at a time.
             self.texts = texts_before;
-            if self.append_all(values, bad, attempt < ATTEMPTS_MAX) {
-                break;
-            }
-            bad.truncate(bad_before);
             if let Some(column) = &mut self.column {
-                column.truncate(0);
+                column.clear()?;
             }
+            return Err(error);
         }
         match &mut self.column {
             Some(column) => column.finish(values.len()),

@@ -9,6 +9,7 @@ use serde_json::Value as Json;
 
 use super::super::column::{LEVELS_MAX, levels};
 use super::*;
+use crate::error::ErrorKind;
 
 /// What readers of Arrow IPC make of a column.
 fn opens(array: &ArrayRef) {
@@ -346,6 +347,31 @@ fn what_is_too_deep_for_columns_is_counted() {
     assert_eq!(decoder.texts(), 3);
     decode(&mut decoder, &[Some(r#"{"a":{"b":{}}}"#), Some(r#"{"l":null}"#)]);
     assert_eq!(decoder.texts(), 4);
+}
+
+#[test]
+fn many_rows_of_many_columns_are_too_much_for_a_batch() {
+    let mut decoder = decoder();
+    let fields: Vec<String> = (0..999).map(|field| format!(r#""f{field}":1"#)).collect();
+    let wide = format!("{{{}}}", fields.join(","));
+    decode(&mut decoder, &[Some(&wide)]);
+    let empty = vec![Some(Value::new(b"{}")); 50_000];
+    let error = decoder.decode(&empty, &mut Vec::new()).expect_err("too much");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    // Tombstones are rows as well.
+    decoder.decode(&vec![None; 50_000], &mut Vec::new()).expect_err("too much");
+    // Half as many are not.
+    let (array, bad) = decode(&mut decoder, &vec![Some("{}"); 25_000]);
+    assert_eq!((array.len(), bad.len()), (25_000, 0));
+
+    // The columns are found out only now.
+    let mut decoder = self::decoder();
+    let mut values = empty;
+    values.push(Some(Value::new(wide.as_bytes())));
+    let error = decoder.decode(&values, &mut Vec::new()).expect_err("too much");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    let (array, bad) = decode(&mut decoder, &[Some(&wide), Some("{}")]);
+    assert_eq!((show(&array, 0)["f998"].clone(), bad.len()), (1.into(), 0));
 }
 
 fn json() -> impl Strategy<Value = Json> {

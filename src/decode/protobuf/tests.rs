@@ -14,6 +14,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::decode::schemas::RegisteredSchema;
+use crate::error::ErrorKind;
 
 /// All types in one message.
 const BROAD: &str = r#"
@@ -856,6 +857,28 @@ fn too_wide_and_too_deep_messages_are_bytes_too() {
     text.push_str("message D60 { int32 x = 1; }");
     let mut decoder = given(&text, "D0");
     assert_eq!(one(&mut decoder, b"\x0a\x02\x10\x05\x10\x06"), json!({"v": 6, "d": {"v": 5}}));
+}
+
+#[test]
+fn few_bytes_are_no_huge_batch() {
+    let fields: Vec<String> = (1..=990).map(|at| format!("optional int64 f{at} = {at};")).collect();
+    let text = format!(
+        "syntax = \"proto3\"; message R {{ repeated I l = 1; I one = 2; }} message I {{ {} }}",
+        fields.join(" ")
+    );
+    let mut decoder = given(&text, "R");
+    let rows = vec![Some(Value::new(b"")); 50_000];
+    let full = decoder.decode(&rows, &mut Vec::new()).expect_err("0.4 GB");
+    assert_eq!(full.kind(), ErrorKind::Exhausted);
+    let items = |count: usize| b"\x0a\0".repeat(count);
+    assert_eq!(error(&mut decoder, &items(200_000)), "more than the elements one record may have");
+    // Each record is within its limits, all of them together are not.
+    let record = items(1_000);
+    let rows = vec![Some(Value::new(&record)); 50];
+    let full = decoder.decode(&rows, &mut Vec::new()).expect_err("0.4 GB");
+    assert_eq!(full.kind(), ErrorKind::Exhausted);
+    let (array, bad) = decode(&mut decoder, &vec![Some(&record); 10]);
+    assert_eq!((array.len(), bad.len()), (10, 0));
 }
 
 #[test]

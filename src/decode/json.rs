@@ -25,7 +25,7 @@ use arrow::array::ArrayRef;
 use parking_lot::Mutex;
 
 use self::leaf::{Leaf, Token, micros};
-use self::node::{Node, StructNode};
+use self::node::{Items, Node, StructNode};
 use self::scan::{Number, Scanner, Text};
 use self::shape::{
     EXACT_MAX, Shape, StructShape, column_depth_max, duplicate, name_of, not_an_object,
@@ -320,9 +320,9 @@ impl Filler {
         match node {
             Node::Skip => return Ok(scanner.skip(&mut self.meter)?),
             Node::Struct(node) if next == b'{' => return self.object(scanner, node, column, row),
-            Node::List(item) if next == b'[' => return self.array(scanner, item, column, row),
+            Node::List(items) if next == b'[' => return self.array(scanner, items, column, row),
             Node::Leaf(leaf) => return self.leaf(scanner, leaf, column, row),
-            Node::Map(value) if next == b'{' => return self.map(scanner, value, column, row),
+            Node::Map(values) if next == b'{' => return self.map(scanner, values, column, row),
             _ => {}
         }
         let Some(Column { nulls, values, .. }) = column else {
@@ -492,7 +492,7 @@ impl Filler {
     fn array(
         &mut self,
         scanner: &mut Scanner<'_>,
-        node: &mut Node,
+        node: &mut Items,
         column: Option<&mut Column>,
         row: usize,
     ) -> Result<(), Stop> {
@@ -511,9 +511,10 @@ impl Filler {
             self.lists += 1;
             loop {
                 self.meter.elements(1)?;
+                self.meter.bytes(node.size)?;
                 let items = place.as_mut().map(|(_, items)| items.as_mut());
                 // An offset is never negative.
-                self.value(scanner, node, items, usize::try_from(end).unwrap_or(0))?;
+                self.value(scanner, &mut node.node, items, usize::try_from(end).unwrap_or(0))?;
                 end = end
                     .checked_add(1)
                     .ok_or_else(|| Reject::limit("2^31 list items in one batch"))?;
@@ -538,7 +539,7 @@ impl Filler {
     fn map(
         &mut self,
         scanner: &mut Scanner<'_>,
-        node: &mut Node,
+        node: &mut Items,
         column: Option<&mut Column>,
         row: usize,
     ) -> Result<(), Stop> {
@@ -562,6 +563,7 @@ impl Filler {
                 return Err(scanner.unexpected("an object").into());
             }
             self.meter.elements(1)?;
+            self.meter.bytes(node.size)?;
             let name = name_of(scanner.string()?);
             scanner.expect(b':', "an object")?;
             if seen.contains(&name) {
@@ -578,7 +580,7 @@ impl Filler {
             };
             seen.insert(name);
             // An offset is never negative.
-            self.value(scanner, node, values, usize::try_from(end).unwrap_or(0))?;
+            self.value(scanner, &mut node.node, values, usize::try_from(end).unwrap_or(0))?;
             end = end
                 .checked_add(1)
                 .ok_or_else(|| Reject::limit("2^31 entries of maps in one batch"))?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use arrow::datatypes::{DataType, Field, TimeUnit};
 
-use super::super::column::{list_of, map_of};
+use super::super::column::{list_of, map_of, row_size};
 use super::super::projection::Projection;
 use super::leaf::Leaf;
 use super::shape::{Kind, StructShape};
@@ -36,11 +36,26 @@ pub enum Node {
     /// Objects.
     Struct(Box<StructNode>),
     /// Arrays.
-    List(Box<Node>),
+    List(Items),
     /// As a schema says.
     Leaf(Box<Leaf>),
     /// Objects whose names are no fields.
-    Map(Box<Node>),
+    Map(Items),
+}
+
+/// Where the items of an array go, or the values of a map.
+#[derive(Debug)]
+pub struct Items {
+    /// Each of them.
+    pub node: Box<Node>,
+    /// What each takes in memory at least, however few bytes it is written with.
+    pub size: usize,
+}
+
+impl Items {
+    fn new(node: Node, data_type: Option<&DataType>) -> Self {
+        Self { node: Box::new(node), size: data_type.map_or(0, row_size) }
+    }
 }
 
 /// Where the fields of an object go.
@@ -96,14 +111,14 @@ impl Node {
             Kind::List(list) => {
                 let (node, item) =
                     Self::of(&list.item, projection, times, depth_left.saturating_sub(1));
-                (Self::List(Box::new(node)), item.map(list_of))
+                (Self::List(Items::new(node, item.as_ref())), item.map(list_of))
             }
             Kind::Map(map) => {
                 // What is wanted of a map is all of it: its names are values.
                 let below = depth_left.saturating_sub(2);
                 let (node, value) = Self::of(&map.item, &Projection::All, None, below);
-                let data_type = value.map(|value| map_of(DataType::Utf8, value));
-                (Self::Map(Box::new(node)), data_type)
+                let values = Items::new(node, value.as_ref());
+                (Self::Map(values), value.map(|value| map_of(DataType::Utf8, value)))
             }
             Kind::Leaf(leaf) => (Self::Leaf(leaf.clone()), kind.data_type()),
         }

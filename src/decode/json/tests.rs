@@ -374,6 +374,35 @@ fn many_rows_of_many_columns_are_too_much_for_a_batch() {
     assert_eq!((show(&array, 0)["f998"].clone(), bad.len()), (1.into(), 0));
 }
 
+#[test]
+fn items_take_their_room_before_they_are_there() {
+    let fields: Vec<String> = (0..990).map(|field| format!(r#""f{field}":1"#)).collect();
+    let wide = format!("{{{}}}", fields.join(","));
+    for (first, item) in [
+        (format!(r#"{{"l":[{wide}]}}"#), "null"),
+        (format!(r#"{{"l":[{{"w":{wide}}}]}}"#), "{}"),
+        (format!(r#"{{"l":[{{"w":{wide}}}]}}"#), "null"),
+    ] {
+        let list = |count: usize| format!(r#"{{"l":[{}]}}"#, vec![item; count].join(","));
+        let mut decoder = decoder();
+        decode(&mut decoder, &[Some(&first)]);
+        let (_, bad) = decode(&mut decoder, &[Some(&list(200_000)), Some(&first)]);
+        assert_eq!(bad, [(0, "more than the bytes one record may have".to_owned())]);
+        // Each record is within its limits, all of them together are not.
+        let record = list(8_000);
+        let values = vec![Some(Value::new(record.as_bytes())); 8];
+        let error = decoder.decode(&values, &mut Vec::new()).expect_err("0.5 GB");
+        assert_eq!(error.kind(), ErrorKind::Exhausted);
+        let (array, bad) = decode(&mut decoder, &[Some(&record), Some(&first)]);
+        assert_eq!((array.len(), bad.len()), (2, 0));
+    }
+    // Nobody wants them.
+    let mut decoder =
+        JsonDecoder::new(SharedShape::new(1000), Projection::new(["x"]), RecordLimits::default());
+    let list = format!(r#"{{"l":[{wide}{}],"x":1}}"#, ",null".repeat(200_000));
+    assert_eq!(decode(&mut decoder, &[Some(&list)]).1, []);
+}
+
 fn json() -> impl Strategy<Value = Json> {
     let name = prop_oneof!["[a-d]", "[ä\"\\\\\n]"];
     let scalar = prop_oneof![

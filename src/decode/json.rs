@@ -73,6 +73,11 @@ impl SharedShape {
         })
     }
 
+    /// How many inferred fields get columns.
+    pub fn fields_max(&self) -> usize {
+        self.shape.lock().count_max
+    }
+
     /// Takes in what the schema of a writer says.
     fn seed(&self, said: StructShape) {
         let mut shape = self.shape.lock();

@@ -34,7 +34,8 @@ pub struct Shape {
     pub root: StructShape,
     /// How many fields were inferred, at every depth.
     count: usize,
-    count_max: usize,
+    /// How many of them get columns.
+    pub count_max: usize,
     /// How many fields schemas have added.
     said: usize,
 }

@@ -345,7 +345,8 @@ pub fn name_of(text: Text<'_>) -> Box<str> {
 }
 
 /// The same name twice in an object: which value counts differs from reader to reader (RFC 8259, section 4), so none
-/// does.
+/// does. What is passed or kept as text is not looked at, which would cost as much as decoding it, unless its record has
+/// something new.
 pub fn duplicate(name: &str) -> Reject {
     Reject::malformed(format!("the field '{}' is there twice", name.escape_debug()))
 }

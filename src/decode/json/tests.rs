@@ -274,6 +274,25 @@ fn strings_are_times_only_where_that_is_said() {
 }
 
 #[test]
+fn fields_that_are_there_twice_are_found_where_they_are_decoded() {
+    let record = r#"{"a":{"b":1,"b":2},"c":1}"#;
+    let first = r#"{"a":{"b":1},"c":1}"#;
+    let (_, bad) = decode(&mut decoder(), &[Some(first), Some(record)]);
+    assert_eq!(bad, [(1, "the field 'b' is there twice".to_owned())]);
+    // Not where nobody wants them.
+    let wanted = Projection::new(["c"]);
+    let mut decoder = JsonDecoder::new(SharedShape::new(100), wanted, RecordLimits::default());
+    let (_, bad) = decode(&mut decoder, &[Some(first), Some(record)]);
+    assert_eq!(bad, []);
+    // Text has both.
+    let (array, bad) = decode(&mut self::decoder(), &[Some(r#"{"a":"x"}"#), Some(record)]);
+    assert_eq!(bad.len(), 1, "a new field: the whole record is looked at");
+    assert!(array.is_null(1));
+    let (array, bad) = decode(&mut self::decoder(), &[Some(r#"{"a":"x","c":1}"#), Some(record)]);
+    assert_eq!((show(&array, 1)["a"].clone(), bad), (Json::from(r#"{"b":1,"b":2}"#), vec![]));
+}
+
+#[test]
 fn a_registrys_header_is_passed_over() {
     let mut bad = Vec::new();
     let values = [

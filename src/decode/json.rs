@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrow::array::ArrayRef;
 use parking_lot::Mutex;
 
-use self::leaf::{Leaf, Token, micros};
+use self::leaf::{Leaf, Token, double, micros};
 use self::node::{Items, Node, StructNode};
 use self::scan::{Number, Scanner, Text};
 use self::shape::{
@@ -345,7 +345,9 @@ impl Filler {
             (Node::Float, Values::Float64(values)) if matches!(next, b'-' | b'0'..=b'9') => {
                 let value = match scanner.number()? {
                     Number::Float(value) => value,
-                    Number::Int(value) if value.unsigned_abs() <= EXACT_MAX => value as f64,
+                    Number::Int(value) if value.unsigned_abs() <= EXACT_MAX => {
+                        double(value, next == b'-')
+                    }
                     _ => return Err(Stop::Widen),
                 };
                 pad(values, nulls, row);

@@ -150,6 +150,13 @@ fn values_arrive_as_they_were() {
 }
 
 #[test]
+fn doubles_keep_the_sign_of_zero() {
+    let (array, bad) = decode(&mut decoder(), &[Some(r#"{"a":-0,"b":-0}"#), Some(r#"{"a":1.5}"#)]);
+    assert_eq!(bad, []);
+    assert_eq!(show(&array, 0).to_string(), r#"{"a":-0.0,"b":0}"#);
+}
+
+#[test]
 fn bad_records_say_what_is_wrong() {
     let cases = [
         ("", "ends inside of a JSON object"),
@@ -257,13 +264,23 @@ fn strings_are_times_only_where_that_is_said() {
             Some(r#"{"at":"2026-11-21T15:00:00.0000001Z"}"#),
             Some(r#"{"at":5}"#),
             Some(r#"{"at":null}"#),
+            Some(r#"{"at":"2016-12-31T23:59:60Z"}"#),
+            Some(r#"{"at":"2026-11-21T14:00:00.00000100000Z"}"#),
         ],
     );
-    let rows: Vec<usize> = bad.iter().map(|(row, _)| *row).collect();
-    assert_eq!(rows, [1, 2, 3]);
+    let why: Vec<(usize, &str)> = bad.iter().map(|(row, why)| (*row, why.as_str())).collect();
+    assert_eq!(
+        why,
+        [
+            (1, "'yesterday' is no time"),
+            (2, "'2026-11-21T15:00:00.0000001Z' is finer than microseconds"),
+            (3, "a time that is not in a string"),
+            (5, "'2016-12-31T23:59:60Z' is a leap second"),
+        ]
+    );
     let row = array.as_struct();
     let at = row.column_by_name("at").expect("a column").as_primitive::<TimestampMicrosecondType>();
-    assert_eq!(at.value(0), 1_795_269_600_000_001);
+    assert_eq!([at.value(0), at.value(6)], [1_795_269_600_000_001; 2]);
     let inner =
         row.column_by_name("in").expect("a column").as_struct().column(0).as_list::<i32>().value(0);
     assert_eq!(inner.as_primitive::<TimestampMicrosecondType>().value(0), -1_000_000);

@@ -189,7 +189,7 @@ impl JsonDecoder {
         let mut scanner = Scanner::new(text);
         let mut filler = Filler { meter: Meter::new(&self.limits), lists: 0, texts: 0 };
         if scanner.peek() != b'{' {
-            return Err(not_an_object(&mut scanner).into());
+            return Err(not_an_object(&mut scanner, &mut filler.meter).into());
         }
         match &mut self.root {
             Node::Struct(root) => filler.object(&mut scanner, root, self.column.as_mut(), row)?,

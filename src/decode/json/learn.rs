@@ -29,7 +29,7 @@ pub fn look(
         unfit: None,
     };
     if scanner.peek() != b'{' {
-        return Err(not_an_object(&mut scanner));
+        return Err(not_an_object(&mut scanner, &mut learner.meter));
     }
     if let Err(reject) = learner.object(&mut scanner, &mut seen, known, 0) {
         return Err(match learner.unfit {

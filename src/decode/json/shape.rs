@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use arrow::datatypes::{DataType, Field, Fields};
 
 use super::super::column::{LEVELS_MAX, list_of, map_of};
-use super::super::reject::{RecordLimits, Reject};
+use super::super::reject::{Meter, RecordLimits, Reject};
 use super::leaf::{Leaf, Type};
 use super::learn;
 use super::scan::{Scanner, Text};
@@ -351,8 +351,8 @@ pub fn duplicate(name: &str) -> Reject {
     Reject::malformed(format!("the field '{}' is there twice", name.escape_debug()))
 }
 
-/// A record that is JSON, but no object.
-pub fn not_an_object(scanner: &mut Scanner<'_>) -> Reject {
+/// A record that is JSON, but no object; or that is no JSON.
+pub fn not_an_object(scanner: &mut Scanner<'_>, meter: &mut Meter) -> Reject {
     let what = match scanner.peek() {
         b'[' => "an array",
         b'"' => "a string",
@@ -361,7 +361,17 @@ pub fn not_an_object(scanner: &mut Scanner<'_>) -> Reject {
         b'-' | b'0'..=b'9' => "a number",
         _ => return scanner.unexpected("a JSON object"),
     };
-    Reject::value(format!("{what}, not a JSON object"))
+    if let Err(reject) = scanner.skip(meter) {
+        return reject;
+    }
+    match scanner.peek() {
+        0 => Reject::value(format!("{what}, not a JSON object")),
+        byte => Reject::malformed(format!(
+            "not JSON: '{}' at byte {} behind {what}",
+            byte.escape_ascii(),
+            scanner.at()
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -173,6 +173,15 @@ fn bad_records_say_what_is_wrong() {
         ("[1]", "an array, not a JSON object"),
         ("null", "null, not a JSON object"),
         ("3", "a number, not a JSON object"),
+        (" \"a\" ", "a string, not a JSON object"),
+        ("false", "a boolean, not a JSON object"),
+        ("notjson", "not JSON: 'n' at byte 0 of a word"),
+        ("true story", "not JSON: 's' at byte 5 behind a boolean"),
+        ("nullx", "not JSON: 'x' at byte 4 behind null"),
+        ("2024-02-29", "not JSON: '-' at byte 4 behind a number"),
+        ("\"abc", "ends inside of a string"),
+        ("[1,]", "not JSON: ']' at byte 3 of a value"),
+        ("[1", "ends inside of an array"),
         ("x", "not JSON: 'x' at byte 0 of a JSON object"),
     ];
     for (text, why) in cases {

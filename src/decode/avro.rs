@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use self::program::Program;
 use self::run::Run;
 use self::schema::{Schema, SchemaError};
-use super::column::{Column, list_of, map_of};
+use super::column::{Column, Room, list_of, map_of};
 use super::decoder::{BadRow, Decoder, Value};
 use super::projection::Projection;
 use super::raw::unseen;
@@ -371,15 +371,31 @@ impl AvroDecoder {
         self.compiled.len() - 1
     }
 
-    fn append_all(&mut self, values: &[Option<Value<'_>>], bad: &mut Vec<BadRow>) {
-        // Where there is nothing to see, values are checked all the same.
+    fn append_all(&mut self, values: &[Option<Value<'_>>], bad: &mut Vec<BadRow>) -> Result<()> {
+        let mut room = Room::new(self.column.as_ref(), values.len())?;
         let mut column = self.column.take();
+        let appended = self.append_to(column.as_mut(), values, &mut room, bad);
+        if let (Err(_), Some(column)) = (&appended, &mut column) {
+            column.clear()?;
+        }
+        self.column = column;
+        appended
+    }
+
+    fn append_to(
+        &mut self,
+        column: Option<&mut Column>,
+        values: &[Option<Value<'_>>],
+        room: &mut Room,
+        bad: &mut Vec<BadRow>,
+    ) -> Result<()> {
+        // Where there is nothing to see, values are checked all the same.
         let mut nothing = Column {
             data_type: DataType::Struct(Fields::empty()),
             nulls: super::column::Nulls::default(),
             values: super::column::Values::Struct { len: 0, fields: Vec::new() },
         };
-        let target = column.as_mut().unwrap_or(&mut nothing);
+        let target = column.unwrap_or(&mut nothing);
         let schemas = match &self.framing {
             Framing::Registry(schemas) => Some(schemas.clone()),
             Framing::Plain => None,
@@ -405,16 +421,20 @@ impl AvroDecoder {
                         .inspect_err(|_| target.truncate(row))
                 }
                 Some(Err(reject)) => Err(reject.clone()),
-                None => Ok(None),
+                None => Ok((None, 0)),
             });
             match done {
-                Ok(None) => {}
-                // The rest of the row stays.
-                Ok(Some(misfit)) => bad.push(BadRow { row, reject: Reject::value(misfit) }),
+                Ok((misfit, asked)) => {
+                    // The rest of the row stays.
+                    if let Some(misfit) = misfit {
+                        bad.push(BadRow { row, reject: Reject::value(misfit) });
+                    }
+                    room.take(asked, Some(target))?;
+                }
                 Err(reject) => bad.push(BadRow { row, reject }),
             }
         }
-        self.column = column;
+        Ok(())
     }
 
     /// The program for values of the user's schema.
@@ -469,7 +489,7 @@ impl Decoder for AvroDecoder {
         let bad_before = bad.len();
         self.learn(values)?;
         self.refresh()?;
-        self.append_all(values, bad);
+        self.append_all(values, bad)?;
         match &mut self.column {
             Some(column) => column.finish(values.len()),
             None => unseen(values, bad.get(bad_before..).unwrap_or_default(), &self.projection),

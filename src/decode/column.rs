@@ -21,8 +21,83 @@ use arrow::datatypes::{
     TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type, i256,
 };
 
+use super::envelope::BATCH_BYTES_MAX;
 use super::reject::Reject;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Levels of a column's type, the column itself among them: pyarrow opens no batch with more than 64, arrow-rs none with
+/// more than 61.
+pub const LEVELS_MAX: usize = 60;
+
+/// The levels of a type.
+pub fn levels(data_type: &DataType) -> usize {
+    1 + match data_type {
+        DataType::Struct(fields) => {
+            fields.iter().map(|field| levels(field.data_type())).max().unwrap_or(0)
+        }
+        DataType::List(item) | DataType::Map(item, _) => levels(item.data_type()),
+        _ => 0,
+    }
+}
+
+/// What a row takes in memory, null or not, without what its lists and maps hold.
+pub fn row_size(data_type: &DataType) -> usize {
+    match data_type {
+        DataType::Struct(fields) => {
+            fields.iter().map(|field| row_size(field.data_type())).sum::<usize>().max(1)
+        }
+        DataType::FixedSizeBinary(size) => usize::try_from(*size).unwrap_or(0),
+        DataType::Boolean => 1,
+        // Else it is an offset.
+        other => other.primitive_width().unwrap_or(4),
+    }
+}
+
+/// Keeps batches from growing beyond all measure: a few bytes of a record may be a row of thousands of columns, or many
+/// of them in a list.
+#[derive(Debug)]
+pub struct Room {
+    rows: usize,
+    /// What records asked for since the column was measured.
+    asked: usize,
+}
+
+/// What records may ask for, in bytes and elements, until the column is measured again.
+const ASKED_MAX: usize = 1 << 20;
+
+impl Room {
+    /// For a batch of `rows`.
+    ///
+    /// # Errors
+    /// The rows alone fill more than a batch may, and fewer would not.
+    pub fn new(column: Option<&Column>, rows: usize) -> Result<Self> {
+        let row = column.map_or(0, |column| row_size(&column.data_type));
+        let room = Self { rows, asked: 0 };
+        room.check(row.saturating_mul(rows))?;
+        Ok(room)
+    }
+
+    /// A record was appended to `column`, which had asked for this much.
+    ///
+    /// # Errors
+    /// As those of [`new`](Self::new).
+    #[inline]
+    pub fn take(&mut self, asked: usize, column: Option<&Column>) -> Result<()> {
+        self.asked = self.asked.saturating_add(asked);
+        if self.asked <= ASKED_MAX {
+            return Ok(());
+        }
+        self.asked = 0;
+        self.check(column.map_or(0, |column| column.size(self.rows)))
+    }
+
+    fn check(&self, size: usize) -> Result<()> {
+        if self.rows > 1 && size > BATCH_BYTES_MAX {
+            return Err(Error::new(ErrorKind::Exhausted, "columns fill more than a batch"));
+        }
+        Ok(())
+    }
+}
 
 /// The rows that are null: runs of them, in order and apart. A value costs nothing here, unlike in a bitmap.
 #[derive(Debug, Default)]
@@ -292,6 +367,20 @@ impl Column {
         self.len() == 0
     }
 
+    /// What it takes in memory once it has so many rows.
+    fn size(&self, rows: usize) -> usize {
+        match &self.values {
+            Values::Struct { fields, .. } => fields.iter().map(|field| field.size(rows)).sum(),
+            Values::List { offsets, items } => 4 * rows + items.size(end_of(offsets)),
+            Values::Map { offsets, keys, values } => {
+                let end = end_of(offsets);
+                4 * rows + keys.size(end) + values.size(end)
+            }
+            Values::Bytes(bytes) => 4 * rows + bytes.data.len(),
+            _ => rows.saturating_mul(row_size(&self.data_type)),
+        }
+    }
+
     /// Makes the column reach `row` with nulls. It must be called before a value is appended as that row.
     pub fn pad_to(&mut self, row: usize) {
         let nulls = &mut self.nulls;
@@ -324,6 +413,15 @@ impl Column {
                 pad_offsets(offsets, nulls, row)
             }
         }
+    }
+
+    /// Forgets everything, and gives its memory back.
+    ///
+    /// # Errors
+    /// As those of [`new`](Self::new): none.
+    pub fn clear(&mut self) -> Result<()> {
+        *self = Self::new(&self.data_type)?;
+        Ok(())
     }
 
     /// Forgets all rows from `len` on.

@@ -16,9 +16,17 @@ use super::projection::Projection;
 use super::reject::{RecordLimits, Reject};
 use crate::error::Result;
 
+/// Values of a line, where nobody says how many columns there are and no more get columns of their own.
+const VALUES_MAX: usize = 1_000;
+
 /// See the top of this file.
 pub struct CsvDecoder {
-    columns: Option<Vec<String>>,
+    /// How many there are, where their names are given.
+    columns: Option<usize>,
+    /// Most values of a line.
+    values_max: usize,
+    /// The names as JSON writes them in front of values. Those that are not given are made when they are needed.
+    names: Vec<Vec<u8>>,
     /// Of the columns, where they are given.
     types: Vec<DataType>,
     delimiter: u8,
@@ -35,8 +43,14 @@ impl CsvDecoder {
         projection: Projection,
         limits: RecordLimits,
     ) -> Self {
+        let values_max = match &columns {
+            Some(columns) => columns.len(),
+            None => shared.fields_max().max(VALUES_MAX),
+        };
+        let names = columns.iter().flatten().map(|name| quoted(name)).collect();
+        let columns = columns.map(|columns| columns.len());
         let json = JsonDecoder::new(shared, projection, limits);
-        Self { columns, types: Vec::new(), delimiter, json }
+        Self { columns, values_max, names, types: Vec::new(), delimiter, json }
     }
 
     /// The same with names and types of the columns, which `shared` has as well; none of them nests.
@@ -52,7 +66,7 @@ impl CsvDecoder {
         Self { types, ..Self::new(Some(names), delimiter, shared, projection, limits) }
     }
 
-    fn to_json(&self, line: &[u8]) -> Result<Vec<u8>, Reject> {
+    fn to_json(&mut self, line: &[u8]) -> Result<Vec<u8>, Reject> {
         let line = std::str::from_utf8(line).map_err(|_| Reject::malformed("no UTF-8"))?;
         let mut json = Vec::with_capacity(line.len() * 2);
         json.push(b'{');
@@ -61,18 +75,19 @@ impl CsvDecoder {
             line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line)),
         );
         while let Some(line) = rest {
+            if count == self.values_max {
+                return Err(self.too_many());
+            }
             let (value, is_quoted, after) = self.value(line)?;
             if count > 0 {
                 json.push(b',');
             }
-            let name = match &self.columns {
-                None => format!("c{}", count + 1),
-                Some(columns) => columns.get(count).cloned().ok_or_else(|| {
-                    Reject::malformed(format!("more than {} values in a line", columns.len()))
-                })?,
-            };
-            push_string(&mut json, &name);
-            json.push(b':');
+            if self.names.len() == count {
+                self.names.push(quoted(&format!("c{}", count + 1)));
+            }
+            if let Some(name) = self.names.get(count) {
+                json.extend_from_slice(name);
+            }
             match (is_quoted, value.as_ref(), self.types.get(count)) {
                 (false, "", _) => json.extend_from_slice(b"null"),
                 // Some writers put everything in quotes, also what is not there.
@@ -91,16 +106,22 @@ impl CsvDecoder {
             count += 1;
             rest = after;
         }
-        if let Some(columns) = &self.columns
-            && count < columns.len()
+        if let Some(columns) = self.columns
+            && count < columns
         {
-            return Err(Reject::malformed(format!(
-                "{count} values in a line of {}",
-                columns.len()
-            )));
+            return Err(Reject::malformed(format!("{count} values in a line of {columns}")));
         }
         json.push(b'}');
         Ok(json)
+    }
+
+    #[cold]
+    fn too_many(&self) -> Reject {
+        let max = self.values_max;
+        match self.columns {
+            Some(_) => Reject::malformed(format!("more than {max} values in a line")),
+            None => Reject::limit(format_args!("{max} values in a line without csv-columns")),
+        }
     }
 
     /// The first value of `line`, whether it is in quotes, and what comes behind its delimiter.
@@ -158,7 +179,7 @@ impl Decoder for CsvDecoder {
         let mut lines: Vec<Option<Vec<u8>>> = Vec::with_capacity(values.len());
         let before = bad.len();
         for (row, value) in values.iter().enumerate() {
-            lines.push(match value.map(|value| self.to_json(value.bytes)) {
+            lines.push(match value.as_ref().map(|value| self.to_json(value.bytes)) {
                 None => None,
                 Some(Ok(json)) => Some(json),
                 Some(Err(reject)) => {
@@ -179,6 +200,14 @@ impl Decoder for CsvDecoder {
     fn texts(&self) -> u64 {
         self.json.texts()
     }
+}
+
+/// A name as JSON writes it in front of a value.
+fn quoted(name: &str) -> Vec<u8> {
+    let mut json = Vec::new();
+    push_string(&mut json, name);
+    json.push(b':');
+    json
 }
 
 fn push_string(json: &mut Vec<u8>, text: &str) {
@@ -338,6 +367,27 @@ mod tests {
                 Err(why) => assert_eq!(bad, [(0, why)], "{data_type} {text}"),
             }
         }
+    }
+
+    #[test]
+    fn lines_of_more_values_than_columns_are_bad_rows() {
+        let line = |count: usize| vec!["1"; count].join(",");
+        let (array, bad) = lines(None, &["1,2", &",".repeat(400_000), &line(1_001), &line(1_000)]);
+        let why = "more than 1000 values in a line without csv-columns";
+        assert_eq!(bad, [(1, why.to_owned()), (2, why.to_owned())]);
+        // 100 of them have columns, the rest is text in one more.
+        let DataType::Struct(fields) = array.data_type() else { panic!("{}", array.data_type()) };
+        assert_eq!((fields.len(), fields[100].name().as_str()), (101, "_more"));
+        assert!(!array.is_null(3));
+        let shared = SharedShape::new(3_000);
+        let limits = RecordLimits::default();
+        let mut decoder = CsvDecoder::new(None, b',', shared, Projection::All, limits);
+        let (good, bad) = (line(3_000), line(3_001));
+        let values = [good, bad];
+        let values: Vec<_> = values.iter().map(|line| Some(Value::new(line.as_bytes()))).collect();
+        let mut bad = Vec::new();
+        decoder.decode(&values, &mut bad).expect("no failure of ours");
+        assert_eq!(bad.iter().map(|bad| bad.row).collect::<Vec<_>>(), [1]);
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub struct RecordDecoder {
     schemas: Option<Arc<BatchSchemas>>,
 }
 
-/// What repeated keys and headers, or the rows of Arrow payloads, may fill in one batch.
+/// What repeated keys and headers, the rows of Arrow payloads, or the columns of other ones may fill in one batch.
 pub(super) const BATCH_BYTES_MAX: usize = 256 << 20;
 
 /// The columns of the struct layout, in their order.

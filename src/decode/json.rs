@@ -24,12 +24,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrow::array::ArrayRef;
 use parking_lot::Mutex;
 
-use self::leaf::{Leaf, Token, micros};
-use self::node::{Node, StructNode};
+use self::leaf::{Leaf, Token, double, micros};
+use self::node::{Items, Node, StructNode};
 use self::scan::{Number, Scanner, Text};
-use self::shape::{EXACT_MAX, Shape, StructShape, duplicate, name_of, not_an_object};
+use self::shape::{
+    EXACT_MAX, Shape, StructShape, column_depth_max, duplicate, name_of, not_an_object,
+};
 use self::writers::{Writers, WritersSeen};
-use super::column::{Column, Values, pad, pad_offsets};
+use super::column::{Column, Room, Values, pad, pad_offsets};
 use super::decoder::{BadRow, Decoder, Value};
 use super::projection::Projection;
 use super::raw::unseen;
@@ -69,6 +71,11 @@ impl SharedShape {
             epoch: AtomicU64::new(1),
             writers: WritersSeen::default(),
         })
+    }
+
+    /// How many inferred fields get columns.
+    pub fn fields_max(&self) -> usize {
+        self.shape.lock().count_max
     }
 
     /// Takes in what the schema of a writer says.
@@ -150,8 +157,9 @@ impl JsonDecoder {
         }
         let shape = self.shared.shape.lock().clone();
         self.epoch = epoch;
+        let depth_max = column_depth_max(self.limits.depth_max);
         let (root, data_type) =
-            Node::of_struct(&shape.root, &self.projection, Some(&self.timestamps));
+            Node::of_struct(&shape.root, &self.projection, Some(&self.timestamps), depth_max);
         self.root = root;
         self.column = data_type.map(|data_type| Column::new(&data_type)).transpose()?;
         Ok(())
@@ -175,12 +183,13 @@ impl JsonDecoder {
         self.shared.shape.lock().check(text, &self.limits)
     }
 
-    fn append(&mut self, value: &[u8], row: usize) -> Result<(), Stop> {
+    /// Returns what the record [asked](Meter::asked) for.
+    fn append(&mut self, value: &[u8], row: usize) -> Result<usize, Stop> {
         let text = text_of(value, &self.limits)?;
         let mut scanner = Scanner::new(text);
         let mut filler = Filler { meter: Meter::new(&self.limits), lists: 0, texts: 0 };
         if scanner.peek() != b'{' {
-            return Err(not_an_object(&mut scanner).into());
+            return Err(not_an_object(&mut scanner, &mut filler.meter).into());
         }
         match &mut self.root {
             Node::Struct(root) => filler.object(&mut scanner, root, self.column.as_mut(), row)?,
@@ -188,7 +197,7 @@ impl JsonDecoder {
         }
         scanner.end()?;
         self.texts += filler.texts;
-        Ok(())
+        Ok(filler.meter.asked())
     }
 
     /// Appends all of `values`; `false` if one did not fit and the shape was widened instead.
@@ -197,18 +206,22 @@ impl JsonDecoder {
         values: &[Option<Value<'_>>],
         bad: &mut Vec<BadRow>,
         may_learn: bool,
-    ) -> bool {
+    ) -> Result<bool> {
+        let mut room = Room::new(self.column.as_ref(), values.len())?;
         for (row, value) in values.iter().enumerate() {
             let Some(value) = value else { continue };
             let reject = match self.append(value.bytes, row) {
-                Ok(()) => continue,
+                Ok(asked) => {
+                    room.take(asked, self.column.as_ref())?;
+                    continue;
+                }
                 Err(Stop::Bad(reject)) => reject,
                 Err(Stop::Widen) => match self.check(value.bytes) {
                     // It would have turned out bad further on.
                     Err(reject) => reject,
                     Ok(()) if may_learn => {
                         self.learn(values.get(row..).unwrap_or_default());
-                        return false;
+                        return Ok(false);
                     }
                     Ok(()) => Reject::value("does not fit the columns of the topic"),
                 },
@@ -218,7 +231,23 @@ impl JsonDecoder {
             }
             bad.push(BadRow { row, reject });
         }
-        true
+        Ok(true)
+    }
+
+    fn decode_all(&mut self, values: &[Option<Value<'_>>], bad: &mut Vec<BadRow>) -> Result<()> {
+        let (bad_before, texts_before) = (bad.len(), self.texts);
+        for attempt in 1..=ATTEMPTS_MAX {
+            self.refresh()?;
+            self.texts = texts_before;
+            if self.append_all(values, bad, attempt < ATTEMPTS_MAX)? {
+                break;
+            }
+            bad.truncate(bad_before);
+            if let Some(column) = &mut self.column {
+                column.truncate(0);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -227,16 +256,14 @@ impl Decoder for JsonDecoder {
         if let Some(writers) = &mut self.writers {
             writers.learn(values, &self.shared, &self.limits);
         }
-        let bad_before = bad.len();
-        for attempt in 1..=ATTEMPTS_MAX {
-            self.refresh()?;
-            if self.append_all(values, bad, attempt < ATTEMPTS_MAX) {
-                break;
-            }
-            bad.truncate(bad_before);
+        let (bad_before, texts_before) = (bad.len(), self.texts);
+        if let Err(error) = self.decode_all(values, bad) {
+            // The same records come again, fewer at a time.
+            self.texts = texts_before;
             if let Some(column) = &mut self.column {
-                column.truncate(0);
+                column.clear()?;
             }
+            return Err(error);
         }
         match &mut self.column {
             Some(column) => column.finish(values.len()),
@@ -277,7 +304,7 @@ struct Filler {
     meter: Meter,
     /// How many lists are around the value.
     lists: usize,
-    /// Fields that went into a column of text because there is no room for their own.
+    /// Values that became text because a limit, of fields or of depth, leaves no columns for them.
     texts: u64,
 }
 
@@ -298,9 +325,9 @@ impl Filler {
         match node {
             Node::Skip => return Ok(scanner.skip(&mut self.meter)?),
             Node::Struct(node) if next == b'{' => return self.object(scanner, node, column, row),
-            Node::List(item) if next == b'[' => return self.array(scanner, item, column, row),
+            Node::List(items) if next == b'[' => return self.array(scanner, items, column, row),
             Node::Leaf(leaf) => return self.leaf(scanner, leaf, column, row),
-            Node::Map(value) if next == b'{' => return self.map(scanner, value, column, row),
+            Node::Map(values) if next == b'{' => return self.map(scanner, values, column, row),
             _ => {}
         }
         let Some(Column { nulls, values, .. }) = column else {
@@ -318,7 +345,9 @@ impl Filler {
             (Node::Float, Values::Float64(values)) if matches!(next, b'-' | b'0'..=b'9') => {
                 let value = match scanner.number()? {
                     Number::Float(value) => value,
-                    Number::Int(value) if value.unsigned_abs() <= EXACT_MAX => value as f64,
+                    Number::Int(value) if value.unsigned_abs() <= EXACT_MAX => {
+                        double(value, next == b'-')
+                    }
                     _ => return Err(Stop::Widen),
                 };
                 pad(values, nulls, row);
@@ -329,11 +358,14 @@ impl Filler {
                 pad(values, nulls, row);
                 values.push(next == b't');
             }
-            (Node::Text, Values::Bytes(bytes)) => {
+            (Node::Text { is_deepest }, Values::Bytes(bytes)) => {
                 pad_offsets(&mut bytes.offsets, nulls, row);
                 if next == b'"' {
                     scanner.string()?.append_to(&mut bytes.data);
                 } else {
+                    if *is_deepest && matches!(next, b'{' | b'[') {
+                        self.texts += 1;
+                    }
                     let start = scanner.at();
                     scanner.skip(&mut self.meter)?;
                     bytes.data.extend_from_slice(scanner.since(start));
@@ -467,7 +499,7 @@ impl Filler {
     fn array(
         &mut self,
         scanner: &mut Scanner<'_>,
-        node: &mut Node,
+        node: &mut Items,
         column: Option<&mut Column>,
         row: usize,
     ) -> Result<(), Stop> {
@@ -486,9 +518,10 @@ impl Filler {
             self.lists += 1;
             loop {
                 self.meter.elements(1)?;
+                self.meter.bytes(node.size)?;
                 let items = place.as_mut().map(|(_, items)| items.as_mut());
                 // An offset is never negative.
-                self.value(scanner, node, items, usize::try_from(end).unwrap_or(0))?;
+                self.value(scanner, &mut node.node, items, usize::try_from(end).unwrap_or(0))?;
                 end = end
                     .checked_add(1)
                     .ok_or_else(|| Reject::limit("2^31 list items in one batch"))?;
@@ -513,7 +546,7 @@ impl Filler {
     fn map(
         &mut self,
         scanner: &mut Scanner<'_>,
-        node: &mut Node,
+        node: &mut Items,
         column: Option<&mut Column>,
         row: usize,
     ) -> Result<(), Stop> {
@@ -537,6 +570,7 @@ impl Filler {
                 return Err(scanner.unexpected("an object").into());
             }
             self.meter.elements(1)?;
+            self.meter.bytes(node.size)?;
             let name = name_of(scanner.string()?);
             scanner.expect(b':', "an object")?;
             if seen.contains(&name) {
@@ -553,7 +587,7 @@ impl Filler {
             };
             seen.insert(name);
             // An offset is never negative.
-            self.value(scanner, node, values, usize::try_from(end).unwrap_or(0))?;
+            self.value(scanner, &mut node.node, values, usize::try_from(end).unwrap_or(0))?;
             end = end
                 .checked_add(1)
                 .ok_or_else(|| Reject::limit("2^31 entries of maps in one batch"))?;

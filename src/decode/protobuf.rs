@@ -53,7 +53,7 @@ use self::fill::{Filler, Place, RootPlan};
 use self::plan::MessagePlan;
 use self::schema::Schema;
 use self::shape::{Learner, StructShape};
-use super::column::Column;
+use super::column::{Column, Room};
 use super::decoder::{BadRow, Decoder, Value};
 use super::projection::Projection;
 use super::raw::unseen;
@@ -413,6 +413,7 @@ impl Decoder for ProtobufDecoder {
             // What is left of a batch that failed.
             column.truncate(0);
         }
+        let mut room = Room::new(self.column.as_ref(), values.len())?;
         let mut filler = Filler::new(self.limits);
         for (row, assigned) in rows.into_iter().enumerate() {
             let reject = match assigned {
@@ -422,9 +423,13 @@ impl Decoder for ProtobufDecoder {
                     let plan = self.writers.get(writer).and_then(|writer| writer.plan.as_ref());
                     let plan = plan.ok_or_else(|| Error::internal("a writer without a plan"))?;
                     match filler.record(plan, self.column.as_mut(), row, body) {
-                        Ok(None) => continue,
-                        Ok(Some(misfit)) => {
-                            bad.push(BadRow { row, reject: misfit });
+                        Ok(misfit) => {
+                            bad.extend(misfit.map(|reject| BadRow { row, reject }));
+                            let taken = room.take(filler.asked(), self.column.as_ref());
+                            if let (Err(_), Some(column)) = (&taken, &mut self.column) {
+                                column.clear()?;
+                            }
+                            taken?;
                             continue;
                         }
                         Err(reject) => {

@@ -107,13 +107,25 @@ impl Default for RecordLimits {
 pub struct Meter {
     bytes_left: usize,
     elements_left: usize,
+    /// Of both, before anything was counted.
+    max: usize,
 }
 
 impl Meter {
     /// For one record.
     #[inline]
     pub fn new(limits: &RecordLimits) -> Self {
-        Self { bytes_left: limits.bytes_max, elements_left: limits.elements_max }
+        Self {
+            bytes_left: limits.bytes_max,
+            elements_left: limits.elements_max,
+            max: limits.bytes_max.saturating_add(limits.elements_max),
+        }
+    }
+
+    /// Bytes and elements so far.
+    #[inline]
+    pub fn asked(&self) -> usize {
+        self.max.saturating_sub(self.bytes_left).saturating_sub(self.elements_left)
     }
 
     /// `count` more bytes.

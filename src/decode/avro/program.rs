@@ -11,6 +11,7 @@ use std::fmt;
 use arrow::datatypes::{DataType, Field as ArrowField, Fields, i256};
 use serde_json::Value as Json;
 
+use super::super::column::row_size;
 use super::default::encode;
 use super::schema::{Field, Kind, Logical, NodeId, Only, Schema, SchemaError};
 
@@ -731,18 +732,6 @@ fn switch(mut ops: Vec<Op>) -> Op {
         _ => return Op::Switch(ops.into()),
     };
     Op::Nullable { null, op: Box::new(ops.swap_remove(1 - null)) }
-}
-
-/// What a row of a column takes at least.
-fn row_size(column: &DataType) -> usize {
-    match column {
-        DataType::Struct(fields) => {
-            fields.iter().map(|field| row_size(field.data_type())).sum::<usize>().max(1)
-        }
-        DataType::FixedSizeBinary(size) => usize::try_from(*size).unwrap_or(0),
-        DataType::Boolean => 1,
-        other => other.primitive_width().unwrap_or(4),
-    }
 }
 
 /// A type, for people.

@@ -30,7 +30,8 @@ pub struct Run<'p> {
 }
 
 impl<'p> Run<'p> {
-    /// Appends `body` as `row` of the struct column `column`. Returns what did not fit and was left out of the row.
+    /// Appends `body` as `row` of the struct column `column`. Returns what did not fit and was left out of the row, and how
+    /// much the value [asked](Meter::asked) for.
     ///
     /// # Errors
     /// A bad value; the column has to be truncated to `row`.
@@ -41,10 +42,10 @@ impl<'p> Run<'p> {
         column: &mut Column,
         row: usize,
         limits: &RecordLimits,
-    ) -> Result<Option<&'p str>, Reject> {
+    ) -> Result<(Option<&'p str>, usize), Reject> {
         let mut run = Self { meter: Meter::new(limits), misfit: None, path: Vec::new() };
         run.whole(record, body, column, row).map_err(|fail| run.located(*fail))?;
-        Ok(run.misfit)
+        Ok((run.misfit, run.meter.asked()))
     }
 
     /// Passes over `body`, which is one value and nothing else.

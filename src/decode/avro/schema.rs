@@ -9,7 +9,7 @@ use std::fmt;
 use arrow::datatypes::{DataType, Field as ArrowField, IntervalUnit, TimeUnit};
 use serde_json::{Map, Value as Json};
 
-use super::super::column::{list_of, map_of};
+use super::super::column::{LEVELS_MAX, levels, list_of, map_of};
 
 /// Columns of one schema at most, all that are nested included: named types can be used many times, so that a short
 /// text describes more columns than there is memory for.
@@ -207,12 +207,16 @@ impl Schema {
     pub fn data_type(&self, depth_max: usize) -> Result<Option<DataType>, SchemaError> {
         let mut columns = 0;
         let data_type = self.type_of(self.root, depth_max, &mut columns)?;
-        Ok(match self.node(self.root).kind {
+        let data_type = match self.node(self.root).kind {
             Kind::Record { .. } => data_type,
             _ => data_type.map(|data_type| {
                 DataType::Struct(vec![ArrowField::new("value", data_type, true)].into())
             }),
-        })
+        };
+        match data_type.as_ref().map_or(0, levels) {
+            0..=LEVELS_MAX => Ok(data_type),
+            _ => Err(SchemaError::new("types nest too deeply")),
+        }
     }
 
     fn type_of(
@@ -820,6 +824,23 @@ mod tests {
         let error = schema.data_type(64).expect_err("too many");
         assert_eq!(error.to_string(), "more than 10000 columns");
         let error = schema.data_type(30).expect_err("too deep");
+        assert_eq!(error.to_string(), "types nest too deeply");
+    }
+
+    #[test]
+    fn types_never_nest_too_deeply_for_readers() {
+        // A map is two levels of Arrow's, what may be null is none.
+        let maps = |count: usize| {
+            (0..count).fold(r#""int""#.to_owned(), |inner, _| {
+                format!(r#"["null",{{"type":"map","values":{inner}}}]"#)
+            })
+        };
+        let data_type = |count| {
+            let schema = Schema::parse(&maps(count), []).expect("a schema");
+            schema.data_type(64).map(|data_type| data_type.as_ref().map_or(0, levels))
+        };
+        assert_eq!(data_type(29).expect("a type"), 60);
+        let error = data_type(30).expect_err("too deep");
         assert_eq!(error.to_string(), "types nest too deeply");
     }
 }

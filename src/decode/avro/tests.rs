@@ -74,6 +74,41 @@ fn written(schema: &str, value: &Json) -> Vec<u8> {
     bytes
 }
 
+#[test]
+fn many_rows_of_wide_columns_are_too_much_for_a_batch() {
+    let schema = r#"{"type":"record","name":"R","fields":[{"name":"a",
+        "type":["null",{"type":"fixed","name":"F","size":4096}]}]}"#;
+    let mut decoder = plain(schema);
+    let nulls = vec![Some(Value::new(b"\0")); 100_000];
+    let error = decoder.decode(&nulls, &mut Vec::new()).expect_err("too much");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    let (array, bad) = decode(&mut decoder, &vec![b"\0".to_vec(); 50_000]);
+    assert_eq!((array.len(), bad.len()), (50_000, 0));
+}
+
+#[test]
+fn items_take_their_room_before_they_are_there() {
+    let fields: Vec<String> =
+        (0..990).map(|at| format!(r#"{{"name":"f{at}","type":["null","long"]}}"#)).collect();
+    let schema = format!(
+        r#"{{"type":"record","name":"R","fields":[{{"name":"l","type":{{"type":"array","items":["null",
+            {{"type":"record","name":"I","fields":[{}]}}]}}}}]}}"#,
+        fields.join(",")
+    );
+    let mut decoder = plain(&schema);
+    let nulls = |count: usize| written(&schema, &json!({"l": vec![Json::Null; count]}));
+    let (_, bad) = decode(&mut decoder, &[nulls(200_000)]);
+    assert_eq!(bad.len(), 1, "1.6 GB");
+    assert!(bad[0].1.contains("more than the bytes one record may have"), "{bad:?}");
+    // Each record is within its limits, all of them together are not.
+    let record = nulls(8_000);
+    let values = vec![Some(Value::new(&record)); 8];
+    let error = decoder.decode(&values, &mut Vec::new()).expect_err("0.5 GB");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    let (array, bad) = decode(&mut decoder, &[record.clone(), record]);
+    assert_eq!((array.len(), bad.len()), (2, 0));
+}
+
 type Bad = Vec<(usize, String)>;
 
 fn decode(decoder: &mut AvroDecoder, records: &[Vec<u8>]) -> (ArrayRef, Bad) {

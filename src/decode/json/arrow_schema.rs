@@ -6,7 +6,7 @@ use arrow_ipc::reader::{FileReader, StreamReader};
 use super::super::ipc::guarded;
 use super::super::reject::Reject;
 use super::leaf::{Hold, Leaf, Type};
-use super::shape::{Kind, ListShape, StructShape};
+use super::shape::{Kind, ListShape, StructShape, column_depth_max};
 
 /// Whether a file is an Arrow IPC file, stream or schema, by how it begins.
 pub fn is_ipc(file: &[u8]) -> bool {
@@ -43,9 +43,11 @@ pub fn shape(columns: &Fields, depth_max: usize) -> Result<StructShape, String> 
         return Err("it has no column".to_owned());
     }
     let mut path = Vec::new();
-    fields(columns, depth_max, &mut path).map_err(|why| match path.join(".").as_str() {
-        "" => why,
-        path => format!("{path}: {why}"),
+    fields(columns, column_depth_max(depth_max), &mut path).map_err(|why| {
+        match path.join(".").as_str() {
+            "" => why,
+            path => format!("{path}: {why}"),
+        }
     })
 }
 
@@ -94,7 +96,8 @@ fn kind(field: &Field, depth_left: usize, path: &mut Vec<String>) -> Result<Kind
         DataType::Map(entries, _) => match entries.data_type() {
             DataType::Struct(pair) => match pair.as_ref() {
                 [key, value] if *key.data_type() == DataType::Utf8 => {
-                    Kind::Map(list(kind(value, depth_left, path)?))
+                    // The entries are a level, too.
+                    Kind::Map(list(kind(value, depth_left.saturating_sub(1), path)?))
                 }
                 _ => return Err("the keys of a map are of type Utf8".to_owned()),
             },

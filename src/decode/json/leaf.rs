@@ -176,7 +176,7 @@ impl Leaf {
                 return match number {
                     Number::Float(value) => Ok(Read::Float64(value)),
                     Number::Int(value) if value.unsigned_abs() <= EXACT_MAX => {
-                        Ok(Read::Float64(value as f64)) // A double holds it.
+                        Ok(Read::Float64(double(value, written.first() == Some(&b'-'))))
                     }
                     _ => Err(beyond(written, &DataType::Float64)),
                 };
@@ -191,7 +191,7 @@ impl Leaf {
             (DataType::Float64, Token::Number(number, written)) => match number {
                 Number::Float(value) => Ok(Read::Float64(value)),
                 Number::Int(value) if value as f64 as i128 == i128::from(value) => {
-                    Ok(Read::Float64(value as f64)) // Exactly that, as was just seen.
+                    Ok(Read::Float64(double(value, written.first() == Some(&b'-'))))
                 }
                 _ => Err(beyond(written, data_type)),
             },
@@ -246,6 +246,11 @@ pub fn micros(text: Text<'_>) -> Result<i64, Reject> {
 
 fn timestamp(text: Text<'_>, unit: TimeUnit, is_zoned: bool) -> Result<Read<'_>, Unfit> {
     literal::timestamp(&plain(text), unit, is_zoned).map(|time| Read::Int(time.into()))
+}
+
+/// An integer that a double holds exactly. Integers have no zero below zero, doubles do.
+pub fn double(value: i64, is_negative: bool) -> f64 {
+    if value == 0 && is_negative { -0.0 } else { value as f64 }
 }
 
 /// A string without escapes.

@@ -8,7 +8,8 @@ use super::super::reject::{Meter, RecordLimits, Reject};
 use super::leaf::Token;
 use super::scan::{Number, Scanner};
 use super::shape::{
-    EXACT_MAX, Kind, ListShape, Source, StructShape, duplicate, name_of, not_an_object,
+    EXACT_MAX, Kind, ListShape, Source, StructShape, column_depth_max, duplicate, name_of,
+    not_an_object,
 };
 
 /// What one record shows; `known` is what is known of its fields.
@@ -22,10 +23,13 @@ pub fn look(
 ) -> Result<StructShape, Reject> {
     let mut scanner = Scanner::new(text);
     let mut seen = StructShape::default();
-    let mut learner =
-        Learner { meter: Meter::new(limits), depth_max: limits.depth_max, unfit: None };
+    let mut learner = Learner {
+        meter: Meter::new(limits),
+        depth_max: column_depth_max(limits.depth_max),
+        unfit: None,
+    };
     if scanner.peek() != b'{' {
-        return Err(not_an_object(&mut scanner));
+        return Err(not_an_object(&mut scanner, &mut learner.meter));
     }
     if let Err(reject) = learner.object(&mut scanner, &mut seen, known, 0) {
         return Err(match learner.unfit {
@@ -184,7 +188,7 @@ impl Learner {
         depth: usize,
     ) -> Result<(), Reject> {
         self.fields(scanner, |learner, scanner, _| {
-            learner.value(scanner, value, Some(known), depth + 1)
+            learner.value(scanner, value, Some(known), depth + 2)
         })
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use arrow::datatypes::{DataType, Field, TimeUnit};
 
-use super::super::column::{list_of, map_of};
+use super::super::column::{list_of, map_of, row_size};
 use super::super::projection::Projection;
 use super::leaf::Leaf;
 use super::shape::{Kind, StructShape};
@@ -27,17 +27,35 @@ pub enum Node {
     /// Numbers.
     Float,
     /// Anything.
-    Text,
+    Text {
+        /// What is deeper has no columns.
+        is_deepest: bool,
+    },
     /// Strings that are times, as karrow.toml says.
     Timestamp,
     /// Objects.
     Struct(Box<StructNode>),
     /// Arrays.
-    List(Box<Node>),
+    List(Items),
     /// As a schema says.
     Leaf(Box<Leaf>),
     /// Objects whose names are no fields.
-    Map(Box<Node>),
+    Map(Items),
+}
+
+/// Where the items of an array go, or the values of a map.
+#[derive(Debug)]
+pub struct Items {
+    /// Each of them.
+    pub node: Box<Node>,
+    /// What each takes in memory at least, however few bytes it is written with.
+    pub size: usize,
+}
+
+impl Items {
+    fn new(node: Node, data_type: Option<&DataType>) -> Self {
+        Self { node: Box::new(node), size: data_type.map_or(0, row_size) }
+    }
 }
 
 /// Where the fields of an object go.
@@ -71,11 +89,13 @@ pub struct FieldNode {
 }
 
 impl Node {
-    /// `times` are the fields below that are timestamps; everything, where this one is.
+    /// `times` are the fields below that are timestamps; everything, where this one is. Columns may nest `depth_left` levels
+    /// below.
     fn of(
         kind: &Kind,
         projection: &Projection,
         times: Option<&Projection>,
+        depth_left: usize,
     ) -> (Self, Option<DataType>) {
         match kind {
             Kind::Unknown => (Self::Unknown, None),
@@ -86,17 +106,19 @@ impl Node {
                 Self::Timestamp,
                 Some(DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))),
             ),
-            Kind::Text => (Self::Text, kind.data_type()),
-            Kind::Struct(shape) => Self::of_struct(shape, projection, times),
+            Kind::Text => (Self::Text { is_deepest: depth_left == 0 }, kind.data_type()),
+            Kind::Struct(shape) => Self::of_struct(shape, projection, times, depth_left),
             Kind::List(list) => {
-                let (node, item) = Self::of(&list.item, projection, times);
-                (Self::List(Box::new(node)), item.map(list_of))
+                let (node, item) =
+                    Self::of(&list.item, projection, times, depth_left.saturating_sub(1));
+                (Self::List(Items::new(node, item.as_ref())), item.map(list_of))
             }
             Kind::Map(map) => {
                 // What is wanted of a map is all of it: its names are values.
-                let (node, value) = Self::of(&map.item, &Projection::All, None);
-                let data_type = value.map(|value| map_of(DataType::Utf8, value));
-                (Self::Map(Box::new(node)), data_type)
+                let below = depth_left.saturating_sub(2);
+                let (node, value) = Self::of(&map.item, &Projection::All, None, below);
+                let values = Items::new(node, value.as_ref());
+                (Self::Map(values), value.map(|value| map_of(DataType::Utf8, value)))
             }
             Kind::Leaf(leaf) => (Self::Leaf(leaf.clone()), kind.data_type()),
         }
@@ -107,12 +129,16 @@ impl Node {
         shape: &StructShape,
         projection: &Projection,
         times: Option<&Projection>,
+        depth_left: usize,
     ) -> (Self, Option<DataType>) {
         let mut struct_node = StructNode { is_full: shape.is_full, ..StructNode::default() };
         let mut fields = Vec::new();
         for (name, kind) in &shape.fields {
             let (node, data_type) = match projection.field(name) {
-                Some(below) => Self::of(kind, below, times.and_then(|times| times.field(name))),
+                Some(below) => {
+                    let times = times.and_then(|times| times.field(name));
+                    Self::of(kind, below, times, depth_left.saturating_sub(1))
+                }
                 None => (Self::Skip, None),
             };
             let column = data_type.map(|data_type| {

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{DataType, Fields};
+use arrow::datatypes::{DataType, Field, Fields};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
+use super::super::column::{LEVELS_MAX, levels, map_of};
 use super::*;
 use crate::config::columns;
 use crate::decode::schemas::{Lookup, Reference, RegisteredSchema, SchemaKind, Schemas};
@@ -83,6 +84,10 @@ fn a_value_is_read_exactly_or_makes_a_bad_row() {
         ("float", "1e39", Err("'1e39' is beyond Float32")),
         ("float", "1e-60", Err("'1e-60' is beyond Float32")),
         ("double", "1152921504606846976", Ok("1.152921504606847e18")),
+        ("double", "-0", Ok("-0.0")),
+        ("double", "-0.0", Ok("-0.0")),
+        ("float", "-0", Ok("-0.0")),
+        ("int64", "-0", Ok("0")),
         ("double", "9007199254740993", Err("'9007199254740993' is beyond Float64")),
         ("double", "1e400", Err("'1e400' is beyond Float64")),
         ("double", "\"NaN\"", Err("a string that should be of type Float64")),
@@ -595,4 +600,32 @@ proptest! {
             prop_assert_eq!(got, without_null_fields(record, &data_type), "{:?}", texts);
         }
     }
+}
+
+#[test]
+fn what_is_said_to_nest_deeply_stays_openable() {
+    // A map is two levels of Arrow's.
+    for maps in [20, 28, 29, 30, 31, 40] {
+        let said = (0..maps).fold(r#"{"type":"integer"}"#.to_owned(), |inner, _| {
+            format!(r#"{{"type":"object","additionalProperties":{inner}}}"#)
+        });
+        let text = format!(r#"{{"type":"object","properties":{{"a":{said}}}}}"#);
+        let mut decoder = with_schema(&text);
+        let record = format!("{}1{}", r#"{"a":"#.repeat(maps + 1), "}".repeat(maps + 1));
+        let (array, bad) = decode(&mut decoder, &[&record]);
+        assert_eq!(bad, [], "{maps}");
+        assert!(levels(array.data_type()) <= LEVELS_MAX, "{maps}");
+
+        let inner = (0..maps).fold(DataType::Int64, |inner, _| map_of(DataType::Utf8, inner));
+        let columns = Fields::from(vec![Field::new("a", inner, true)]);
+        let all = levels(&DataType::Struct(columns.clone()));
+        assert_eq!(arrow_schema::shape(&columns, 64).is_ok(), all <= LEVELS_MAX, "{maps}");
+    }
+    // Values of maps whose types are found out.
+    let text = r#"{"type":"object","properties":{"a":{"additionalProperties":
+        {"properties":{"b":{"type":"object"}}}}}}"#;
+    let mut decoder = with_schema(text);
+    let deep = format!("{}1{}", r#"{"c":"#.repeat(70), "}".repeat(70));
+    let (array, bad) = decode(&mut decoder, &[&format!(r#"{{"a":{{"k":{{"b":{deep}}}}}}}"#)]);
+    assert_eq!((bad, levels(array.data_type())), (vec![], LEVELS_MAX));
 }

@@ -7,7 +7,7 @@ use arrow::datatypes::{DataType, TimeUnit};
 use serde_json::{Map, Value as Json};
 
 use super::leaf::{Hold, Leaf, Type};
-use super::shape::{Kind, ListShape, SAID_MAX, Source, StructShape};
+use super::shape::{Kind, ListShape, SAID_MAX, Source, StructShape, column_depth_max};
 
 /// Places of one schema that are looked at: definitions that use each other twice grow beyond any measure.
 const PLACES_MAX: usize = 100_000;
@@ -129,7 +129,7 @@ impl Reader {
         for (name, text) in references {
             documents.push((name.to_owned(), parse(text)?));
         }
-        Ok(Self { documents, hold, depth_max })
+        Ok(Self { documents, hold, depth_max: column_depth_max(depth_max) })
     }
 
     fn root(&self) -> Result<StructShape, String> {
@@ -335,9 +335,11 @@ impl Reader {
             if way.depth > 0 && !values.is_empty() {
                 let mut kinds = Vec::new();
                 for schema in values {
-                    let Some(kind) = self.below(Place { schema, ..place }, way)? else {
-                        return Ok(Kind::Text);
-                    };
+                    // What a map nests is a level deeper than its entries.
+                    way.depth += 1;
+                    let kind = self.below(Place { schema, ..place }, way);
+                    way.depth -= 1;
+                    let Some(kind) = kind? else { return Ok(Kind::Text) };
                     kinds.push(Some(kind));
                 }
                 if let Some(value) = any(kinds).filter(|value| value.data_type().is_some()) {

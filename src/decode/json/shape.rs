@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use arrow::datatypes::{DataType, Field, Fields};
 
-use super::super::column::{list_of, map_of};
-use super::super::reject::{RecordLimits, Reject};
+use super::super::column::{LEVELS_MAX, list_of, map_of};
+use super::super::reject::{Meter, RecordLimits, Reject};
 use super::leaf::{Leaf, Type};
 use super::learn;
 use super::scan::{Scanner, Text};
@@ -20,6 +20,13 @@ const MORE: &str = "_more";
 /// Fields that schemas say, at every depth. Those that are inferred have a limit of their own.
 pub const SAID_MAX: usize = 10_000;
 
+/// How deep values may be in objects for columns, where records may nest `depth_max` levels: all who read Arrow open what
+/// comes of it. A map is two levels.
+pub fn column_depth_max(depth_max: usize) -> usize {
+    // The objects are a level, too.
+    depth_max.min(LEVELS_MAX - 1)
+}
+
 /// What was seen of a topic's objects.
 #[derive(Clone, Debug)]
 pub struct Shape {
@@ -27,7 +34,8 @@ pub struct Shape {
     pub root: StructShape,
     /// How many fields were inferred, at every depth.
     count: usize,
-    count_max: usize,
+    /// How many of them get columns.
+    pub count_max: usize,
     /// How many fields schemas have added.
     said: usize,
 }
@@ -337,13 +345,14 @@ pub fn name_of(text: Text<'_>) -> Box<str> {
 }
 
 /// The same name twice in an object: which value counts differs from reader to reader (RFC 8259, section 4), so none
-/// does.
+/// does. What is passed or kept as text is not looked at, which would cost as much as decoding it, unless its record has
+/// something new.
 pub fn duplicate(name: &str) -> Reject {
     Reject::malformed(format!("the field '{}' is there twice", name.escape_debug()))
 }
 
-/// A record that is JSON, but no object.
-pub fn not_an_object(scanner: &mut Scanner<'_>) -> Reject {
+/// A record that is JSON, but no object; or that is no JSON.
+pub fn not_an_object(scanner: &mut Scanner<'_>, meter: &mut Meter) -> Reject {
     let what = match scanner.peek() {
         b'[' => "an array",
         b'"' => "a string",
@@ -352,7 +361,17 @@ pub fn not_an_object(scanner: &mut Scanner<'_>) -> Reject {
         b'-' | b'0'..=b'9' => "a number",
         _ => return scanner.unexpected("a JSON object"),
     };
-    Reject::value(format!("{what}, not a JSON object"))
+    if let Err(reject) = scanner.skip(meter) {
+        return reject;
+    }
+    match scanner.peek() {
+        0 => Reject::value(format!("{what}, not a JSON object")),
+        byte => Reject::malformed(format!(
+            "not JSON: '{}' at byte {} behind {what}",
+            byte.escape_ascii(),
+            scanner.at()
+        )),
+    }
 }
 
 #[cfg(test)]

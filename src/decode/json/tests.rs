@@ -1,11 +1,26 @@
 //! Values that went in come out.
 
-use arrow::array::{Array, AsArray};
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampMicrosecondType};
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
 use proptest::prelude::*;
 use serde_json::Value as Json;
 
+use super::super::column::{LEVELS_MAX, levels};
 use super::*;
+use crate::error::ErrorKind;
+
+/// What readers of Arrow IPC make of a column.
+fn opens(array: &ArrayRef) {
+    assert!(levels(array.data_type()) <= LEVELS_MAX, "{}", levels(array.data_type()));
+    let batch = RecordBatch::try_from_iter([("payload", array.clone())]).expect("a batch");
+    let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
+    writer.write(&batch).expect("written");
+    let stream = writer.into_inner().expect("finished");
+    let mut reader = StreamReader::try_new(stream.as_slice(), None).expect("an open stream");
+    assert_eq!(reader.next().expect("a batch").expect("read"), batch);
+}
 
 fn decoder() -> JsonDecoder {
     JsonDecoder::new(SharedShape::new(1000), Projection::All, RecordLimits::default())
@@ -135,6 +150,13 @@ fn values_arrive_as_they_were() {
 }
 
 #[test]
+fn doubles_keep_the_sign_of_zero() {
+    let (array, bad) = decode(&mut decoder(), &[Some(r#"{"a":-0,"b":-0}"#), Some(r#"{"a":1.5}"#)]);
+    assert_eq!(bad, []);
+    assert_eq!(show(&array, 0).to_string(), r#"{"a":-0.0,"b":0}"#);
+}
+
+#[test]
 fn bad_records_say_what_is_wrong() {
     let cases = [
         ("", "ends inside of a JSON object"),
@@ -151,6 +173,15 @@ fn bad_records_say_what_is_wrong() {
         ("[1]", "an array, not a JSON object"),
         ("null", "null, not a JSON object"),
         ("3", "a number, not a JSON object"),
+        (" \"a\" ", "a string, not a JSON object"),
+        ("false", "a boolean, not a JSON object"),
+        ("notjson", "not JSON: 'n' at byte 0 of a word"),
+        ("true story", "not JSON: 's' at byte 5 behind a boolean"),
+        ("nullx", "not JSON: 'x' at byte 4 behind null"),
+        ("2024-02-29", "not JSON: '-' at byte 4 behind a number"),
+        ("\"abc", "ends inside of a string"),
+        ("[1,]", "not JSON: ']' at byte 3 of a value"),
+        ("[1", "ends inside of an array"),
         ("x", "not JSON: 'x' at byte 0 of a JSON object"),
     ];
     for (text, why) in cases {
@@ -242,13 +273,23 @@ fn strings_are_times_only_where_that_is_said() {
             Some(r#"{"at":"2026-11-21T15:00:00.0000001Z"}"#),
             Some(r#"{"at":5}"#),
             Some(r#"{"at":null}"#),
+            Some(r#"{"at":"2016-12-31T23:59:60Z"}"#),
+            Some(r#"{"at":"2026-11-21T14:00:00.00000100000Z"}"#),
         ],
     );
-    let rows: Vec<usize> = bad.iter().map(|(row, _)| *row).collect();
-    assert_eq!(rows, [1, 2, 3]);
+    let why: Vec<(usize, &str)> = bad.iter().map(|(row, why)| (*row, why.as_str())).collect();
+    assert_eq!(
+        why,
+        [
+            (1, "'yesterday' is no time"),
+            (2, "'2026-11-21T15:00:00.0000001Z' is finer than microseconds"),
+            (3, "a time that is not in a string"),
+            (5, "'2016-12-31T23:59:60Z' is a leap second"),
+        ]
+    );
     let row = array.as_struct();
     let at = row.column_by_name("at").expect("a column").as_primitive::<TimestampMicrosecondType>();
-    assert_eq!(at.value(0), 1_795_269_600_000_001);
+    assert_eq!([at.value(0), at.value(6)], [1_795_269_600_000_001; 2]);
     let inner =
         row.column_by_name("in").expect("a column").as_struct().column(0).as_list::<i32>().value(0);
     assert_eq!(inner.as_primitive::<TimestampMicrosecondType>().value(0), -1_000_000);
@@ -256,6 +297,25 @@ fn strings_are_times_only_where_that_is_said() {
         show(row.column_by_name("to").expect("a column"), 0),
         Json::from("2026-11-21T15:00:00Z")
     );
+}
+
+#[test]
+fn fields_that_are_there_twice_are_found_where_they_are_decoded() {
+    let record = r#"{"a":{"b":1,"b":2},"c":1}"#;
+    let first = r#"{"a":{"b":1},"c":1}"#;
+    let (_, bad) = decode(&mut decoder(), &[Some(first), Some(record)]);
+    assert_eq!(bad, [(1, "the field 'b' is there twice".to_owned())]);
+    // Not where nobody wants them.
+    let wanted = Projection::new(["c"]);
+    let mut decoder = JsonDecoder::new(SharedShape::new(100), wanted, RecordLimits::default());
+    let (_, bad) = decode(&mut decoder, &[Some(first), Some(record)]);
+    assert_eq!(bad, []);
+    // Text has both.
+    let (array, bad) = decode(&mut self::decoder(), &[Some(r#"{"a":"x"}"#), Some(record)]);
+    assert_eq!(bad.len(), 1, "a new field: the whole record is looked at");
+    assert!(array.is_null(1));
+    let (array, bad) = decode(&mut self::decoder(), &[Some(r#"{"a":"x","c":1}"#), Some(record)]);
+    assert_eq!((show(&array, 1)["a"].clone(), bad), (Json::from(r#"{"b":1,"b":2}"#), vec![]));
 }
 
 #[test]
@@ -291,6 +351,101 @@ fn one_record_may_not_ask_for_too_much() {
         "what is too deep is text: {}",
         show(&array, 2)
     );
+}
+
+#[test]
+fn what_nests_deeply_stays_openable() {
+    for depth in [56, 57, 58, 59, 60, 61, 63, 64, 65, 1_000] {
+        let lists = format!(r#"{{"a":{}1{}}}"#, "[".repeat(depth), "]".repeat(depth));
+        let objects = format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
+        for record in [lists, objects] {
+            let mut decoder = decoder();
+            let (array, bad) = decode(&mut decoder, &[Some(&record), None]);
+            assert_eq!(bad, [], "{record}");
+            opens(&array);
+            // No value is lost.
+            let shown = show(&array, 0).to_string().replace(['\\', '"'], "");
+            assert_eq!(shown, record.replace('"', ""), "{depth}");
+            let (array, _) = decode(&mut decoder, &[Some(r#"{"b":1}"#)]);
+            opens(&array);
+        }
+    }
+}
+
+#[test]
+fn what_is_too_deep_for_columns_is_counted() {
+    let limits = RecordLimits { depth_max: 2, ..RecordLimits::default() };
+    let mut decoder = JsonDecoder::new(SharedShape::new(100), Projection::All, limits);
+    let (array, bad) = decode(
+        &mut decoder,
+        &[
+            Some(r#"{"a":{"b":{"c":1}},"l":[[1],[]],"t":{}}"#),
+            // What is text for another reason, or no container, is not.
+            Some(r#"{"a":{"b":"x"},"l":[2],"t":"x"}"#),
+            // Widens the columns, which begins the batch anew.
+            Some(r#"{"a":{"b":null},"new":{"x":1}}"#),
+        ],
+    );
+    assert_eq!(bad, []);
+    assert_eq!(show(&array, 0)["l"], serde_json::json!(["[1]", "[]"]));
+    assert_eq!(show(&array, 0)["a"]["b"], r#"{"c":1}"#);
+    assert_eq!(decoder.texts(), 3);
+    decode(&mut decoder, &[Some(r#"{"a":{"b":{}}}"#), Some(r#"{"l":null}"#)]);
+    assert_eq!(decoder.texts(), 4);
+}
+
+#[test]
+fn many_rows_of_many_columns_are_too_much_for_a_batch() {
+    let mut decoder = decoder();
+    let fields: Vec<String> = (0..999).map(|field| format!(r#""f{field}":1"#)).collect();
+    let wide = format!("{{{}}}", fields.join(","));
+    decode(&mut decoder, &[Some(&wide)]);
+    let empty = vec![Some(Value::new(b"{}")); 50_000];
+    let error = decoder.decode(&empty, &mut Vec::new()).expect_err("too much");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    // Tombstones are rows as well.
+    decoder.decode(&vec![None; 50_000], &mut Vec::new()).expect_err("too much");
+    // Half as many are not.
+    let (array, bad) = decode(&mut decoder, &vec![Some("{}"); 25_000]);
+    assert_eq!((array.len(), bad.len()), (25_000, 0));
+
+    // The columns are found out only now.
+    let mut decoder = self::decoder();
+    let mut values = empty;
+    values.push(Some(Value::new(wide.as_bytes())));
+    let error = decoder.decode(&values, &mut Vec::new()).expect_err("too much");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    let (array, bad) = decode(&mut decoder, &[Some(&wide), Some("{}")]);
+    assert_eq!((show(&array, 0)["f998"].clone(), bad.len()), (1.into(), 0));
+}
+
+#[test]
+fn items_take_their_room_before_they_are_there() {
+    let fields: Vec<String> = (0..990).map(|field| format!(r#""f{field}":1"#)).collect();
+    let wide = format!("{{{}}}", fields.join(","));
+    for (first, item) in [
+        (format!(r#"{{"l":[{wide}]}}"#), "null"),
+        (format!(r#"{{"l":[{{"w":{wide}}}]}}"#), "{}"),
+        (format!(r#"{{"l":[{{"w":{wide}}}]}}"#), "null"),
+    ] {
+        let list = |count: usize| format!(r#"{{"l":[{}]}}"#, vec![item; count].join(","));
+        let mut decoder = decoder();
+        decode(&mut decoder, &[Some(&first)]);
+        let (_, bad) = decode(&mut decoder, &[Some(&list(200_000)), Some(&first)]);
+        assert_eq!(bad, [(0, "more than the bytes one record may have".to_owned())]);
+        // Each record is within its limits, all of them together are not.
+        let record = list(8_000);
+        let values = vec![Some(Value::new(record.as_bytes())); 8];
+        let error = decoder.decode(&values, &mut Vec::new()).expect_err("0.5 GB");
+        assert_eq!(error.kind(), ErrorKind::Exhausted);
+        let (array, bad) = decode(&mut decoder, &[Some(&record), Some(&first)]);
+        assert_eq!((array.len(), bad.len()), (2, 0));
+    }
+    // Nobody wants them.
+    let mut decoder =
+        JsonDecoder::new(SharedShape::new(1000), Projection::new(["x"]), RecordLimits::default());
+    let list = format!(r#"{{"l":[{wide}{}],"x":1}}"#, ",null".repeat(200_000));
+    assert_eq!(decode(&mut decoder, &[Some(&list)]).1, []);
 }
 
 fn json() -> impl Strategy<Value = Json> {

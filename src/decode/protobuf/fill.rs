@@ -122,6 +122,11 @@ impl<'a> Filler<'a> {
         Ok(self.misfit.take())
     }
 
+    /// What the last record [asked](Meter::asked) for.
+    pub fn asked(&self) -> usize {
+        self.meter.asked()
+    }
+
     fn append(
         &mut self,
         plan: &RootPlan,

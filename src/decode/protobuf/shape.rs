@@ -5,13 +5,22 @@ use std::collections::HashMap;
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
 use prost_reflect::{FieldDescriptor, Kind as FieldKind, MessageDescriptor};
 
-use crate::decode::column::{list_of, map_of};
+use crate::decode::column::{LEVELS_MAX, list_of, map_of};
 use crate::decode::projection::Projection;
 use crate::decode::unite::unite;
 
-/// Messages inside of messages that get columns; what is deeper stays bytes. Readers of Arrow IPC stop at 64 levels,
-/// and a list of structs is two.
-const DEPTH_MAX: usize = 28;
+/// The level of the deepest message that gets columns; what is deeper stays bytes. Below it are its fields, at most a map
+/// of lists.
+const MESSAGE_LEVEL_MAX: usize = LEVELS_MAX - 4;
+
+/// The level of a topic's messages. Where there are several types, each is a struct in the struct of all.
+const ROOT_LEVEL: usize = 2;
+
+/// Levels from a message to one in it, which is in a list or may be later.
+const MESSAGE_LEVELS: usize = 2;
+
+/// The same where it is the value of a map.
+const VALUE_LEVELS: usize = 3;
 
 /// Columns of a topic, all levels together. Once there are as many, fields that are messages stay bytes.
 const COLUMNS_MAX: usize = 4_096;
@@ -183,6 +192,8 @@ pub fn leaves(fields: &Fields) -> usize {
 pub struct Learner {
     /// Full names of the messages around the one at hand.
     around: Vec<String>,
+    /// The level of the one at hand.
+    level: usize,
     /// Columns that may still be added.
     room: usize,
     /// Whether anything was added or widened.
@@ -192,7 +203,12 @@ pub struct Learner {
 impl Learner {
     /// For a topic that has so many columns.
     pub fn new(columns: usize) -> Self {
-        Self { around: Vec::new(), room: COLUMNS_MAX.saturating_sub(columns), changed: false }
+        Self {
+            around: Vec::new(),
+            level: ROOT_LEVEL,
+            room: COLUMNS_MAX.saturating_sub(columns),
+            changed: false,
+        }
     }
 
     /// Adds what `message` needs.
@@ -217,32 +233,37 @@ impl Learner {
         match pair(field) {
             Some((key, value)) => {
                 let key = scalar_type(&key.kind()).unwrap_or(DataType::Utf8);
-                Kind::Map(key, Box::new(self.item(&value.kind())))
+                Kind::Map(key, Box::new(self.item(&value.kind(), VALUE_LEVELS)))
             }
-            None if field.is_list() => Kind::List(Box::new(self.item(&field.kind()))),
-            None => self.item(&field.kind()),
+            None if field.is_list() => {
+                Kind::List(Box::new(self.item(&field.kind(), MESSAGE_LEVELS)))
+            }
+            None => self.item(&field.kind(), MESSAGE_LEVELS),
         }
     }
 
-    fn item(&mut self, kind: &FieldKind) -> Kind {
+    /// What a single value becomes, so many `levels` below the message at hand.
+    fn item(&mut self, kind: &FieldKind, levels: usize) -> Kind {
         let FieldKind::Message(message) = kind else {
             return Kind::Leaf(scalar_type(kind).unwrap_or(DataType::Binary));
         };
         match Known::of(message) {
             Some(Known::Timestamp) => Kind::Leaf(timestamp_type()),
             Some(Known::Duration) => Kind::Leaf(duration_type()),
-            Some(Known::Wrapper(kind)) => self.item(&kind),
+            Some(Known::Wrapper(kind)) => self.item(&kind, levels),
             Some(Known::Json(_)) => Kind::Leaf(DataType::Utf8),
             Some(Known::FieldMask) => Kind::List(Box::new(Kind::Leaf(DataType::Utf8))),
             None if self.room == 0
-                || self.around.len() >= DEPTH_MAX
+                || self.level + levels > MESSAGE_LEVEL_MAX
                 || self.around.iter().any(|around| around == message.full_name()) =>
             {
                 Kind::Leaf(DataType::Binary)
             }
             None => {
                 let mut shape = StructShape::default();
+                self.level += levels;
                 self.message(&mut shape, message);
+                self.level -= levels;
                 Kind::Struct(shape)
             }
         }
@@ -252,32 +273,40 @@ impl Learner {
     fn widen(&mut self, known: &mut Kind, field: &FieldDescriptor) {
         let kind = field.kind();
         match (known, pair(field)) {
-            (Kind::Map(_, known), Some((_, value))) => self.widen_item(known, &value.kind()),
+            (Kind::Map(_, known), Some((_, value))) => {
+                self.widen_item(known, &value.kind(), VALUE_LEVELS);
+            }
             (_, Some(_)) => {}
-            (Kind::List(known), None) if field.is_list() => self.widen_item(known, &kind),
+            (Kind::List(known), None) if field.is_list() => {
+                self.widen_item(known, &kind, MESSAGE_LEVELS)
+            }
             (known, None) if field.is_list() => {
                 if unites(known, &kind) {
                     let mut item = std::mem::replace(known, Kind::Leaf(DataType::Binary));
-                    self.widen_item(&mut item, &kind);
+                    self.widen_item(&mut item, &kind, MESSAGE_LEVELS);
                     *known = Kind::List(Box::new(item));
                     self.room = self.room.saturating_sub(1);
                     self.changed = true;
                 }
             }
-            (Kind::List(known), None) if !is_field_mask(&kind) => self.widen_item(known, &kind),
-            (known, None) => self.widen_item(known, &kind),
+            (Kind::List(known), None) if !is_field_mask(&kind) => {
+                self.widen_item(known, &kind, MESSAGE_LEVELS)
+            }
+            (known, None) => self.widen_item(known, &kind, MESSAGE_LEVELS),
         }
     }
 
-    fn widen_item(&mut self, known: &mut Kind, kind: &FieldKind) {
+    fn widen_item(&mut self, known: &mut Kind, kind: &FieldKind, levels: usize) {
         let wrapped = match kind {
             FieldKind::Message(message) => Known::of(message),
             _ => None,
         };
         match (known, wrapped, kind) {
-            (known, Some(Known::Wrapper(kind)), _) => self.widen_item(known, &kind),
+            (known, Some(Known::Wrapper(kind)), _) => self.widen_item(known, &kind, levels),
             (Kind::Struct(shape), None, FieldKind::Message(message)) => {
+                self.level += levels;
                 self.message(shape, message);
+                self.level -= levels;
             }
             (Kind::Leaf(known), None, kind) => {
                 let united = scalar_type(kind).and_then(|new| unite_leaves(known, &new));

@@ -14,6 +14,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::decode::schemas::RegisteredSchema;
+use crate::error::ErrorKind;
 
 /// All types in one message.
 const BROAD: &str = r#"
@@ -856,6 +857,59 @@ fn too_wide_and_too_deep_messages_are_bytes_too() {
     text.push_str("message D60 { int32 x = 1; }");
     let mut decoder = given(&text, "D0");
     assert_eq!(one(&mut decoder, b"\x0a\x02\x10\x05\x10\x06"), json!({"v": 6, "d": {"v": 5}}));
+}
+
+#[test]
+fn few_bytes_are_no_huge_batch() {
+    let fields: Vec<String> = (1..=990).map(|at| format!("optional int64 f{at} = {at};")).collect();
+    let text = format!(
+        "syntax = \"proto3\"; message R {{ repeated I l = 1; I one = 2; }} message I {{ {} }}",
+        fields.join(" ")
+    );
+    let mut decoder = given(&text, "R");
+    let rows = vec![Some(Value::new(b"")); 50_000];
+    let full = decoder.decode(&rows, &mut Vec::new()).expect_err("0.4 GB");
+    assert_eq!(full.kind(), ErrorKind::Exhausted);
+    let items = |count: usize| b"\x0a\0".repeat(count);
+    assert_eq!(error(&mut decoder, &items(200_000)), "more than the elements one record may have");
+    // Each record is within its limits, all of them together are not.
+    let record = items(1_000);
+    let rows = vec![Some(Value::new(&record)); 50];
+    let full = decoder.decode(&rows, &mut Vec::new()).expect_err("0.4 GB");
+    assert_eq!(full.kind(), ErrorKind::Exhausted);
+    let (array, bad) = decode(&mut decoder, &vec![Some(&record); 10]);
+    assert_eq!((array.len(), bad.len()), (10, 0));
+}
+
+#[test]
+fn columns_never_nest_too_deeply_for_readers() {
+    // What is single first is in lists later, and the second type of a topic is a struct in a struct.
+    let chain = |field: &str| {
+        let mut text = "syntax = \"proto3\"; message Other { int32 v = 1; }\n".to_owned();
+        for level in 0..40 {
+            let field = field.replace('D', &format!("D{}", level + 1));
+            text.push_str(&format!("message D{level} {{ {field} d = 1; int32 v = 2; }}\n"));
+        }
+        text.push_str("message D40 { map<int32, int32> x = 1; }");
+        text
+    };
+    let (single, lists, maps) = (chain("D"), chain("repeated D"), chain("map<int32, D>"));
+    let schemas = registry(&[(1, &single), (2, &lists), (3, &maps)]);
+    for ids in [&[1, 2][..], &[2], &[3]] {
+        let mut decoder = with_registry(&SharedMessages::new(), &schemas);
+        for id in ids {
+            let (array, bad) = decode(
+                &mut decoder,
+                &[Some(framed(*id, &[0], b"\x08\x01")), Some(framed(*id, &[2, 2], b"\x10\x01"))],
+            );
+            assert_eq!(bad, [], "{ids:?}");
+            let levels = crate::decode::column::levels(array.data_type());
+            assert!(
+                (30..=crate::decode::column::LEVELS_MAX).contains(&levels),
+                "{ids:?}: {levels}"
+            );
+        }
+    }
 }
 
 #[test]

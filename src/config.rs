@@ -17,7 +17,7 @@ mod librdkafka;
 pub mod units;
 
 use flags::{Brokers, Host, HttpPort, LogFormat, LogLevel, ServeFlags, Settings, TopicName};
-use formats::{FormatsConfig, SchemaRegistrySettings};
+use formats::{Format, FormatsConfig, SchemaRegistrySettings};
 pub use librdkafka::OWNED as OWNED_CONSUMER_OPTIONS;
 use units::{ByteSize, Count, Span};
 
@@ -243,14 +243,10 @@ fn formats_config(settings: &Settings) -> Result<FormatsConfig> {
         if !topic_is_legal(topic) {
             return Err(Error::invalid(format!("topic.{topic}: no legal topic name")));
         }
-        if let Some(delimiter) = known.csv_delimiter
-            && (!delimiter.is_ascii() || matches!(delimiter, '"' | '\r' | '\n'))
-        {
-            return Err(Error::invalid(format!(
-                "topic.{topic}: csv-delimiter: '{}' is no ASCII character that can be between values",
-                delimiter.escape_debug()
-            )));
-        }
+        let payload = known.payload.or(settings.payload_format);
+        known
+            .check(payload.unwrap_or(Format::Auto))
+            .map_err(|why| Error::invalid(format!("topic.{topic}: {why}")))?;
     }
     let registry = settings.schema_registry.as_ref().map(|urls| SchemaRegistrySettings {
         urls: urls.clone(),

@@ -104,14 +104,51 @@ fn the_sample_holds_every_setting_with_its_default() {
 fn tables_of_topics_are_checked() {
     let (config, _) = load(&[&root("karrow.toml.sample")], Settings::default()).unwrap();
     assert!(config.formats.topics.is_empty());
-    let text = "[topic.orders]\npayload = \"csv\"\ncsv-columns = [\"a\"]\ntimestamps = [\"a\"]\n";
+    let text = "[topic.orders]\npayload = \"csv\"\ncsv-columns = [\"a\"]\n[topic.clicks]\ntimestamps = [\"a\"]\n";
     let config = toml(text).unwrap();
     assert_eq!(config.formats.topics["orders"].payload, Some(Format::Csv));
+    // Said for all topics.
+    toml("payload-format = \"csv\"\n[topic.a]\ncsv-delimiter = \";\"").unwrap();
+    let dotted =
+        "[topic.\"my.orders\"]\npayload = \"json\"\n[topic.\"my.orders\".columns]\na = \"int8\"\n";
+    assert!(toml(dotted).unwrap().formats.topics.contains_key("my.orders"));
     for (text, expected) in [
         ("[topic.orders]\npayload = \"xml\"", "karrow.toml:2:11: payload: unknown variant `xml`"),
         ("[topic.orders]\npayloads = \"json\"", "karrow.toml:2:1: unknown setting `payloads`"),
         ("[topic.\"a b\"]\npayload = \"json\"", "topic.a b: no legal topic name"),
-        ("[topic.a]\ncsv-delimiter = \"ä\"", "topic.a: csv-delimiter: 'ä' is no ASCII character"),
+        (
+            "[topic.my.orders]\npayload = \"json\"",
+            "names with dots need quotes: [topic.\"my.orders\"]",
+        ),
+        (
+            "[topic.my.big.orders.columns]\nid = \"int64\"",
+            "names with dots need quotes: [topic.\"my.big.orders\"]",
+        ),
+        ("[topic.my.key]\npayload = \"json\"", "names with dots need quotes: [topic.\"my.key\"]"),
+        (
+            "[topic.a]\npayload = \"csv\"\ncsv-columns = [\"a\", \"b\", \"a\"]",
+            "topic.a: csv-columns: 'a' is there twice",
+        ),
+        (
+            "[topic.a]\ncsv-columns = [\"a\"]",
+            "topic.a: csv-columns: payload is \"auto\", not \"csv\"",
+        ),
+        (
+            "[topic.a]\npayload = \"json\"\ncsv-delimiter = \";\"",
+            "topic.a: csv-delimiter: payload is \"json\", not \"csv\"",
+        ),
+        (
+            "payload-format = \"avro\"\n[topic.a]\ntimestamps = [\"at\"]",
+            "topic.a: timestamps: payload is \"avro\", not \"json\"",
+        ),
+        (
+            "[topic.a]\npayload = \"csv\"\ntimestamps = [\"at\"]",
+            "topic.a: timestamps: payload is \"csv\", not \"json\"",
+        ),
+        (
+            "[topic.a]\npayload = \"csv\"\ncsv-delimiter = \"ä\"",
+            "topic.a: csv-delimiter: 'ä' is no ASCII character",
+        ),
         ("[topic.a]\non-bad-record = \"drop\"", "on-bad-record: unknown variant `drop`"),
         (
             "[topic.a]\ncolumns = { id = \"int65\" }",
@@ -431,6 +468,10 @@ fn a_schema_that_cannot_be_used_ends_the_process_with_64() {
     };
     let good = file("good.json", br#"{"type":"object","properties":{"a":{"type":"integer"}}}"#);
     let text = file("text.json", b"hello");
+    let avsc = file(
+        "good.avsc",
+        br#"{"type":"record","name":"R","fields":[{"name":"at","type":"string"}]}"#,
+    );
     let other = file("other.json", br#"{"type":"string"}"#);
     let bytes = file("schema.arrow", b"\xff\xff\xff\xff\x10\0\0\0rest");
     let missing = dir.path().join("missing.json").to_str().unwrap().to_owned();
@@ -475,6 +516,21 @@ fn a_schema_that_cannot_be_used_ends_the_process_with_64() {
         (
             "payload = \"csv\"\ncsv-columns = [\"a\"]\ncolumns = { a = \"int64\" }".to_owned(),
             "csv-columns: the schema has the names of the columns".to_owned(),
+        ),
+        (
+            format!("payload-schema = \"{avsc}\"\ntimestamps = [\"at\"]"),
+            "timestamps: payload is \"avro\", not \"json\"".to_owned(),
+        ),
+        (
+            "payload = \"json\"\npayload-schema = \"beside.json\"".to_owned(),
+            format!(
+                "payload-schema: cannot read {}: No such",
+                dir.path().join("beside.json").display()
+            ),
+        ),
+        (
+            "key = \"json\"\nkey-schema = \"text.json\"".to_owned(),
+            format!("key-schema: {text}: no JSON Schema: expected value"),
         ),
         (
             format!("payload-schema = \"{good}\"\ncolumns = {{ a = \"int64\" }}"),

@@ -8,7 +8,11 @@ use super::flags::Settings;
 
 /// Reads and parses karrow.toml. Errors are one line: file, place, setting, reason.
 pub(super) fn load(path: &Path) -> Result<Settings> {
-    parse(path, &read(path)?)
+    let mut settings = parse(path, &read(path)?)?;
+    if let Some(directory) = path.parent() {
+        settings.topic.values_mut().for_each(|topic| topic.beside(directory));
+    }
+    Ok(settings)
 }
 
 /// A whole text file; the error names it.
@@ -39,6 +43,22 @@ fn parse(path: &Path, text: &str) -> Result<Settings> {
             .unwrap_or_default();
         let reason = error.message().lines().collect::<Vec<_>>().join(" ");
         let reason = reason.replacen("unknown field", "unknown setting", 1);
-        Error::invalid(format!("{}:{line}:{column}: {setting}{reason}", path.display()))
+        // Of the table that the line is in.
+        let header =
+            text.lines().take(line).filter(|line| line.trim_start().starts_with('[')).last();
+        let hint = header
+            .and_then(dotted_topic)
+            .map(|name| format!("; names with dots need quotes: [topic.\"{name}\"]"))
+            .unwrap_or_default();
+        Error::invalid(format!("{}:{line}:{column}: {setting}{reason}{hint}", path.display()))
     })
+}
+
+/// The name that the header of a topic's table may have been meant to have: its dots, if not in quotes, lead to tables
+/// in tables.
+fn dotted_topic(line: &str) -> Option<&str> {
+    let header = line.trim_start().strip_prefix("[topic.")?;
+    let (name, _) = header.split_once(']')?;
+    let name = name.strip_suffix(".columns").unwrap_or(name);
+    (name.contains('.') && super::topic_is_legal(name)).then_some(name)
 }

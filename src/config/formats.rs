@@ -1,8 +1,8 @@
 //! What keys and payloads of topics are made of, as `[topic.<name>]` of karrow.toml says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::Deserialize;
@@ -69,7 +69,7 @@ pub struct TopicSettings {
     /// What keys are made of.
     pub key: Option<Format>,
     /// File with the schema of payloads that do not name one: an Avro schema, a .proto, which may import what lies beside it,
-    /// a JSON Schema, or an Arrow schema of JSON or CSV.
+    /// a JSON Schema, or an Arrow schema of JSON or CSV. A relative path begins where karrow.toml is.
     pub payload_schema: Option<PathBuf>,
     /// The same for keys.
     pub key_schema: Option<PathBuf>,
@@ -88,6 +88,44 @@ pub struct TopicSettings {
     pub csv_columns: Option<Vec<String>>,
     /// Between two CSV values.
     pub csv_delimiter: Option<char>,
+}
+
+impl TopicSettings {
+    /// Checks what needs no other file, where payloads are made of `payload`.
+    pub(super) fn check(&self, payload: Format) -> Result<(), String> {
+        if let Some(delimiter) = self.csv_delimiter
+            && (!delimiter.is_ascii() || matches!(delimiter, '"' | '\r' | '\n'))
+        {
+            return Err(format!(
+                "csv-delimiter: '{}' is no ASCII character that can be between values",
+                delimiter.escape_debug()
+            ));
+        }
+        let mut names = HashSet::new();
+        if let Some(name) = self.csv_columns.iter().flatten().find(|name| !names.insert(*name)) {
+            return Err(format!("csv-columns: '{}' is there twice", name.escape_debug()));
+        }
+        let label = payload.label();
+        for (setting, is_there) in [
+            ("csv-columns", self.csv_columns.is_some()),
+            ("csv-delimiter", self.csv_delimiter.is_some()),
+        ] {
+            if is_there && payload != Format::Csv {
+                return Err(format!("{setting}: payload is \"{label}\", not \"csv\""));
+            }
+        }
+        if !self.timestamps.is_empty() && !matches!(payload, Format::Json | Format::Auto) {
+            return Err(format!("timestamps: payload is \"{label}\", not \"json\""));
+        }
+        Ok(())
+    }
+
+    /// Finds files that are named relative to `directory`.
+    pub(super) fn beside(&mut self, directory: &Path) {
+        for path in [&mut self.payload_schema, &mut self.key_schema].into_iter().flatten() {
+            *path = directory.join(&*path);
+        }
+    }
 }
 
 /// How values are decoded, for all topics.

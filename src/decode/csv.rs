@@ -66,7 +66,8 @@ impl CsvDecoder {
         Self { types, ..Self::new(Some(names), delimiter, shared, projection, limits) }
     }
 
-    fn to_json(&mut self, line: &[u8]) -> Result<Vec<u8>, Reject> {
+    /// A line as a JSON object.
+    fn object_of(&mut self, line: &[u8]) -> Result<Vec<u8>, Reject> {
         let line = std::str::from_utf8(line).map_err(|_| Reject::malformed("no UTF-8"))?;
         let mut json = Vec::with_capacity(line.len() * 2);
         json.push(b'{');
@@ -179,7 +180,7 @@ impl Decoder for CsvDecoder {
         let mut lines: Vec<Option<Vec<u8>>> = Vec::with_capacity(values.len());
         let before = bad.len();
         for (row, value) in values.iter().enumerate() {
-            lines.push(match value.as_ref().map(|value| self.to_json(value.bytes)) {
+            lines.push(match value.as_ref().map(|value| self.object_of(value.bytes)) {
                 None => None,
                 Some(Ok(json)) => Some(json),
                 Some(Err(reject)) => {

@@ -74,6 +74,18 @@ pub fn given(
             (format, Some(given))
         }
     };
+    // What the format is was found out by the schema.
+    if side == Side::Payload && !settings.timestamps.is_empty() && given.is_some() {
+        match format {
+            Format::Json => {}
+            format => {
+                return Err(Error::invalid(format!(
+                    "timestamps: payload is \"{}\", not \"json\"",
+                    format.label()
+                )));
+            }
+        }
+    }
     if matches!(given, Some(Given::Columns(..)))
         && format == Format::Csv
         && settings.csv_columns.is_some()

@@ -877,7 +877,7 @@ fn few_bytes_are_no_huge_batch() {
     let rows = vec![Some(Value::new(&record)); 50];
     let full = decoder.decode(&rows, &mut Vec::new()).expect_err("0.4 GB");
     assert_eq!(full.kind(), ErrorKind::Exhausted);
-    let (array, bad) = decode(&mut decoder, &vec![Some(&record); 10]);
+    let (array, bad) = decode(&mut decoder, &[Some(&record); 10]);
     assert_eq!((array.len(), bad.len()), (10, 0));
 }
 

@@ -538,7 +538,6 @@ fn rows_become_messages() {
     assert_eq!(kafka.records("raw", 1)[3..], stored);
 }
 
-/// As polars writes lists.
 #[test]
 fn a_dictionary_is_not_spelled_out() {
     let kafka = Kafka::with(&[("t", 1)]);
@@ -559,6 +558,7 @@ fn a_dictionary_is_not_spelled_out() {
     assert_eq!(kafka.end("t", 0), 3);
 }
 
+/// As polars writes lists.
 #[test]
 fn headers_may_be_a_large_list() {
     let kafka = Kafka::with(&[("t", 1)]);
@@ -628,7 +628,7 @@ fn rows_that_cannot_be_messages_are_refused_whole() {
         ),
         (
             one("partition", Arc::new(Int64Array::from(vec![0, -1]))),
-            "PROD row 1: a negative partition",
+            "PROD row 2: a negative partition",
         ),
         (one("partition", Arc::new(Int64Array::from(vec![0, 1 << 40]))), "PROD partition: "),
         (
@@ -645,18 +645,18 @@ fn rows_that_cannot_be_messages_are_refused_whole() {
         ),
         (
             one("timestamp", Arc::new(Int64Array::from(vec![1, 0]))),
-            "PROD row 1: a timestamp that is not after 1970",
+            "PROD row 2: a timestamp that is not after 1970",
         ),
         (
             stream_of(vec![("a", Arc::new(Float64Array::from(vec![1.0, f64::NAN])) as ArrayRef)]),
-            "PROD payload.a: row 1: JSON has neither NaN nor infinities",
+            "PROD payload.a: row 2: JSON has neither NaN nor infinities",
         ),
         (
             stream_of(vec![(
                 "a",
                 Arc::new(TimestampMillisecondArray::from(vec![1, i64::MAX])) as ArrayRef,
             )]),
-            "PROD payload.a: row 1: a Timestamp(ms) that is no date",
+            "PROD payload.a: row 2: a Timestamp(ms) that is no date",
         ),
         (
             one("key", Arc::new(Float64Array::from(vec![1.0, 2.0]))),
@@ -676,7 +676,7 @@ fn rows_that_cannot_be_messages_are_refused_whole() {
         ),
     ];
     for (stream, why) in cases {
-        // The good one before it is not sent either.
+        // The good one before it is not sent either, and its row counts.
         let reply = client.call(&[b"RPUSH".as_slice(), b"arrow:t", &good, &stream]);
         assert!(reply.error().starts_with(why), "{reply} for {why}");
     }

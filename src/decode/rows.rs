@@ -21,6 +21,8 @@ const META: [&str; 4] = ["key", "headers", "timestamp", "partition"];
 
 /// The rows of one batch.
 struct Rows {
+    /// How many rows of the command come before, so that errors name rows as whoever sent it counts them.
+    before: usize,
     len: usize,
     key: Option<ArrayRef>,
     /// Lists or maps of names and values.
@@ -136,7 +138,7 @@ impl Wrong {
 pub fn append(batch: &RecordBatch, budget: &mut Budget, rows: &mut Vec<Row>) -> Result<()> {
     // Names are looked at batch by batch.
     budget.take(names(batch.schema_ref().fields())).map_err(|wrong| Error::invalid(wrong.what))?;
-    Rows::new(batch)?.append(budget, rows)
+    Rows::new(batch, rows.len())?.append(budget, rows)
 }
 
 /// Bytes of the names of all fields.
@@ -156,7 +158,7 @@ fn names(fields: &Fields) -> usize {
 }
 
 impl Rows {
-    fn new(batch: &RecordBatch) -> Result<Self> {
+    fn new(batch: &RecordBatch, before: usize) -> Result<Self> {
         let mut names = HashSet::new();
         for field in batch.schema_ref().fields() {
             if !names.insert(field.name()) {
@@ -190,7 +192,7 @@ impl Rows {
                 Payload::Json(Arc::new(rows.map_err(|error| Error::invalid(error.to_string()))?))
             }
         };
-        Ok(Self { len: batch.num_rows(), key, headers, timestamp, partition, payload })
+        Ok(Self { before, len: batch.num_rows(), key, headers, timestamp, partition, payload })
     }
 
     fn append(&self, budget: &mut Budget, rows: &mut Vec<Row>) -> Result<()> {
@@ -213,7 +215,8 @@ impl Rows {
         text: &mut Vec<u8>,
         budget: &mut Budget,
     ) -> Result<Row> {
-        let wrong = |what: &str| Error::invalid(format!("row {row}: {what}"));
+        let number = self.before + row;
+        let wrong = |what: &str| Error::invalid(format!("row {number}: {what}"));
         let partition = self
             .partition
             .as_ref()
@@ -238,14 +241,14 @@ impl Rows {
             }
             (Payload::Json(_), _) => Ok(None),
         };
-        let payload = payload.map_err(|wrong| wrong.of("payload", row))?;
+        let payload = payload.map_err(|wrong| wrong.of("payload", number))?;
         let headers = match &self.headers {
             None => Vec::new(),
             Some(headers) => headers.of(row, budget).map_err(|why| wrong(&why.what))?,
         };
         let key = match &self.key {
             None => None,
-            Some(array) => value(array, row, budget).map_err(|wrong| wrong.of("key", row))?,
+            Some(array) => value(array, row, budget).map_err(|wrong| wrong.of("key", number))?,
         };
         Ok(Row { key, headers, timestamp, partition, payload })
     }

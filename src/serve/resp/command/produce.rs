@@ -369,7 +369,7 @@ mod tests {
         let half = stream(vec![("payload", many(5))]);
         assert_eq!(rows_of(&[&half], MAX).expect("rows").len(), 5);
         let why = rows_of(&[&half, &half], MAX).expect_err("too much");
-        assert!(why.starts_with("payload: row 3: the rows of one command"), "{why}");
+        assert!(why.starts_with("payload: row 8: the rows of one command"), "{why}");
         // Text that is escaped is counted as it is written.
         let escaped = "\u{1}".repeat(MAX / 5);
         let escaped = stream(vec![("a", Arc::new(StringArray::from(vec![escaped])) as ArrayRef)]);

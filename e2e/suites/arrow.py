@@ -610,7 +610,8 @@ def envelope(context):
 @case("arrow", "ipc-payloads")
 def ipc_payloads(context):
     """IPC streams that pyarrow wrote as values: each row is a row, under its record's envelope; what is spelled in
-    dictionaries, views and large types comes out plain, and streams of different columns share them."""
+    dictionaries, views and large types comes out plain, and streams of different columns share them. One without rows
+    is a bad row."""
     karrow, topic, pa = gateway(context), context.unique("streams"), libraries()
     at = datetime.datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
     first = pa.table({
@@ -637,9 +638,12 @@ def ipc_payloads(context):
     rows = [{**row, "new": None} for row in first.to_pylist()]
     other = {**dict.fromkeys(plain), "id": 7, "new": "only here"}
     got = [(row["key"], row["offset"], row["payload"]) for row in table.to_pylist()]
-    check_rows(got, [(b"first", 0, row) for row in rows] + [(b"second", 2, other), (b"gone", 3, None)]
+    check_rows(got, [(b"first", 0, row) for row in rows]
+               + [(b"none", 1, None), (b"second", 2, other), (b"gone", 3, None)]
                + [(b"sliced", 4, row) for row in rows[1:]] + [(b"cut", 5, None)], "key, offset, payload")
-    check_equal({row: raw for row, (_, raw) in errors(table).items()}, {7: as_stream(second)[:-20]}, "bad rows")
+    # A stream without rows would leave no trace of its key and headers else.
+    check_equal({row: raw for row, (_, raw) in errors(table).items()},
+                {3: as_stream(none), 8: as_stream(second)[:-20]}, "bad rows")
     check_equal(table.schema.metadata[b"karrow.acks"], f"{topic}:0:5".encode(), "karrow.acks")
 
 

@@ -66,6 +66,7 @@ install: build
 lint: tools
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
+	cargo clippy --release --all-targets --no-default-features -- -D warnings
 
 unit: tools
 	cargo test --release

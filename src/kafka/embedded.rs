@@ -11,7 +11,7 @@ mod delete;
 mod fetch;
 #[cfg(feature = "embedded-broker")]
 mod guard;
-
+#[cfg(feature = "embedded-broker")]
 mod snappy;
 
 use std::fs::{File, OpenOptions, TryLockError};

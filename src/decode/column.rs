@@ -255,9 +255,16 @@ impl Bytes {
     }
 }
 
+/// Appends the value of `row`; the rows before it that have none are null.
+#[inline(always)]
+pub fn push<T: Clone + Default>(values: &mut Vec<T>, nulls: &mut Nulls, row: usize, value: T) {
+    pad(values, nulls, row);
+    values.push(value);
+}
+
 /// Makes `values` reach `row` with nulls.
 #[inline(always)]
-pub fn pad<T: Clone + Default>(values: &mut Vec<T>, nulls: &mut Nulls, row: usize) {
+fn pad<T: Clone + Default>(values: &mut Vec<T>, nulls: &mut Nulls, row: usize) {
     if values.len() < row {
         fill(values, nulls, row);
     }

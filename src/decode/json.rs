@@ -31,7 +31,7 @@ use self::shape::{
     EXACT_MAX, Shape, StructShape, column_depth_max, duplicate, name_of, not_an_object,
 };
 use self::writers::{Writers, WritersSeen};
-use super::column::{Column, Room, Values, pad, pad_offsets};
+use super::column::{Column, Room, Values, pad_offsets, push};
 use super::decoder::{BadRow, Decoder, Value};
 use super::projection::Projection;
 use super::raw::unseen;
@@ -339,8 +339,7 @@ impl Filler {
                 if value.unsigned_abs() > EXACT_MAX && !*wide {
                     return Err(Stop::Widen);
                 }
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, value);
             }
             (Node::Float, Values::Float64(values)) if matches!(next, b'-' | b'0'..=b'9') => {
                 let value = match scanner.number()? {
@@ -350,13 +349,11 @@ impl Filler {
                     }
                     _ => return Err(Stop::Widen),
                 };
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, value);
             }
             (Node::Bool, Values::Bool(values)) if matches!(next, b't' | b'f') => {
                 scanner.word(if next == b't' { b"true" } else { b"false" })?;
-                pad(values, nulls, row);
-                values.push(next == b't');
+                push(values, nulls, row, next == b't');
             }
             (Node::Text { is_deepest }, Values::Bytes(bytes)) => {
                 pad_offsets(&mut bytes.offsets, nulls, row);
@@ -374,8 +371,7 @@ impl Filler {
             }
             (Node::Timestamp, Values::Int64(values)) if next == b'"' => {
                 let time = micros(scanner.string()?)?;
-                pad(values, nulls, row);
-                values.push(time);
+                push(values, nulls, row, time);
             }
             (Node::Timestamp, _) => {
                 return Err(Reject::value("a time that is not in a string").into());

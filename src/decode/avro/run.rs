@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use arrow::datatypes::{IntervalMonthDayNano, i256};
 
-use super::super::column::{Bytes, Column, Nulls, Values, pad, pad_offsets};
+use super::super::column::{Bytes, Column, Nulls, Values, pad_offsets, push};
 use super::super::reject::{Meter, RecordLimits, Reject};
 use super::cursor::{Cursor, Fail, malformed};
 use super::program::{Items, Op, Record, Skip};
@@ -147,33 +147,23 @@ impl<'p> Run<'p> {
         match (op, values) {
             (Op::Text, Values::Bytes(bytes)) => text(cursor, bytes, nulls, row),
             (Op::Float, Values::Float32(values)) => {
-                let value = f32::from_le_bytes(cursor.array()?);
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, f32::from_le_bytes(cursor.array()?));
                 Ok(())
             }
             (Op::Bool, Values::Bool(values)) => {
-                let value = cursor.boolean()?;
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, cursor.boolean()?);
                 Ok(())
             }
             (Op::Long, Values::Int64(values)) => {
-                let value = cursor.long()?;
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, cursor.long()?);
                 Ok(())
             }
             (Op::Int, Values::Int32(values)) => {
-                let value = cursor.int()?;
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, cursor.int()?);
                 Ok(())
             }
             (Op::Double, Values::Float64(values)) => {
-                let value = f64::from_le_bytes(cursor.array()?);
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, f64::from_le_bytes(cursor.array()?));
                 Ok(())
             }
             _ => self.any_value(cursor, op, column, row),
@@ -272,50 +262,36 @@ impl<'p> Run<'p> {
                 }
             }
             (Op::IntToLong, Values::Int64(values)) => {
-                let value = cursor.int()?;
-                pad(values, nulls, row);
-                values.push(i64::from(value));
+                push(values, nulls, row, i64::from(cursor.int()?));
             }
             (Op::IntToDouble, Values::Float64(values)) => {
-                let value = cursor.int()?;
-                pad(values, nulls, row);
-                values.push(f64::from(value));
+                push(values, nulls, row, f64::from(cursor.int()?));
             }
             (Op::LongToDouble, Values::Float64(values)) => {
-                let value = exact(cursor.long()?, DOUBLE_EXACT_MAX)?;
-                pad(values, nulls, row);
-                values.push(value as f64);
+                push(values, nulls, row, exact(cursor.long()?, DOUBLE_EXACT_MAX)? as f64);
             }
             (Op::IntToFloat, Values::Float32(values)) => {
-                let value = exact(i64::from(cursor.int()?), FLOAT_EXACT_MAX)?;
-                pad(values, nulls, row);
-                values.push(value as f32);
+                push(values, nulls, row, exact(i64::from(cursor.int()?), FLOAT_EXACT_MAX)? as f32);
             }
             (Op::LongToFloat, Values::Float32(values)) => {
-                let value = exact(cursor.long()?, FLOAT_EXACT_MAX)?;
-                pad(values, nulls, row);
-                values.push(value as f32);
+                push(values, nulls, row, exact(cursor.long()?, FLOAT_EXACT_MAX)? as f32);
             }
             (Op::FloatToDouble, Values::Float64(values)) => {
-                let value = f32::from_le_bytes(cursor.array()?);
-                pad(values, nulls, row);
-                values.push(f64::from(value));
+                push(values, nulls, row, f64::from(f32::from_le_bytes(cursor.array()?)));
             }
             (Op::TimeMillis, Values::Int32(values)) => {
                 let value = cursor.int()?;
                 if !(0..DAY_MILLIS).contains(&value) {
                     return Err(no_time(i64::from(value), "milliseconds"));
                 }
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, value);
             }
             (Op::TimeMicros, Values::Int64(values)) => {
                 let value = cursor.long()?;
                 if !(0..i64::from(DAY_MILLIS) * 1000).contains(&value) {
                     return Err(no_time(value, "microseconds"));
                 }
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, value);
             }
             (Op::Fixed(size), Values::Fixed { size: width, data }) if size == width => {
                 let value = cursor.take(*size)?;
@@ -342,21 +318,17 @@ impl<'p> Run<'p> {
                 if value >= *end || value <= -*end {
                     return Err(too_many_digits());
                 }
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, value);
             }
             (Op::Decimal256 { size, end }, Values::Decimal256(values)) => {
                 let value = i256::from_be_bytes(widened(unscaled(cursor, *size)?)?);
                 if value >= *end || value <= end.wrapping_neg() {
                     return Err(too_many_digits());
                 }
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, value);
             }
             (Op::Duration, Values::Interval(values)) => {
-                let value = duration(cursor)?;
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, duration(cursor)?);
             }
             (Op::Null, _) => {}
             (Op::Skip(skip), _) => return self.skip(cursor, skip),

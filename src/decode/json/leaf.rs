@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-use super::super::column::{Bytes, Column, Values, pad, pad_offsets};
+use super::super::column::{Bytes, Column, Nulls, Values, pad_offsets, push};
 use super::super::reject::{Meter, Reject};
 use super::literal::{self, Unfit, shown};
 use super::scan::{Number, Scanner, Text};
@@ -326,48 +326,41 @@ impl Read<'_> {
         let misplaced = || Reject::value("a value of another type than its column");
         match (self, values) {
             (Self::Bool(value), Values::Bool(values)) => {
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, value);
             }
             (Self::Int(value), Values::Int64(values)) => {
-                pad(values, nulls, row);
-                values.push(i64::try_from(value).map_err(|_| misplaced())?);
+                push(values, nulls, row, i64::try_from(value).map_err(|_| misplaced())?);
             }
             (Self::Int(value), Values::Int32(values)) => {
-                pad(values, nulls, row);
-                values.push(i32::try_from(value).map_err(|_| misplaced())?);
+                push(values, nulls, row, i32::try_from(value).map_err(|_| misplaced())?);
             }
             (Self::Int(value), Values::UInt32(values)) => {
-                pad(values, nulls, row);
-                values.push(u32::try_from(value).map_err(|_| misplaced())?);
+                push(values, nulls, row, u32::try_from(value).map_err(|_| misplaced())?);
             }
             (Self::Int(value), Values::UInt64(values)) => {
-                pad(values, nulls, row);
-                values.push(u64::try_from(value).map_err(|_| misplaced())?);
+                push(values, nulls, row, u64::try_from(value).map_err(|_| misplaced())?);
             }
             (Self::Float32(value), Values::Float32(values)) => {
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, value);
             }
             (Self::Float64(value), Values::Float64(values)) => {
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, value);
             }
             (Self::Decimal(value), Values::Decimal128(values)) => {
-                pad(values, nulls, row);
-                values.push(value.to_i128().ok_or_else(misplaced)?);
+                push(values, nulls, row, value.to_i128().ok_or_else(misplaced)?);
             }
             (Self::Decimal(value), Values::Decimal256(values)) => {
-                pad(values, nulls, row);
-                values.push(value);
+                push(values, nulls, row, value);
             }
             (Self::Text(text), Values::Bytes(bytes)) => {
                 pad_offsets(&mut bytes.offsets, nulls, row);
                 text.append_to(&mut bytes.data);
                 bytes.end_row()?;
             }
-            (Self::Written(text), Values::Bytes(bytes)) => push(bytes, nulls, row, text)?,
-            (Self::Bytes(content), Values::Bytes(bytes)) => push(bytes, nulls, row, &content)?,
+            (Self::Written(text), Values::Bytes(bytes)) => push_bytes(bytes, nulls, row, text)?,
+            (Self::Bytes(content), Values::Bytes(bytes)) => {
+                push_bytes(bytes, nulls, row, &content)?
+            }
             (Self::Bytes(content), Values::Fixed { .. }) => {
                 column.pad_to(row);
                 if let Values::Fixed { data, .. } = &mut column.values {
@@ -380,9 +373,9 @@ impl Read<'_> {
     }
 }
 
-fn push(
+fn push_bytes(
     bytes: &mut Bytes,
-    nulls: &mut super::super::column::Nulls,
+    nulls: &mut Nulls,
     row: usize,
     content: &[u8],
 ) -> Result<(), Reject> {

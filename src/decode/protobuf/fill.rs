@@ -9,7 +9,7 @@ use super::json::JsonMessage;
 use super::plan::{Absent, EnumNames, FieldPlan, How, Item, MapPlan, MessagePlan, Scalar};
 use super::reader::{BYTES, FIXED32, FIXED64, Fault, GROUP, GROUP_END, Reader};
 use super::shape::JsonRoot;
-use crate::decode::column::{Bytes, Column, Nulls, Values, pad, pad_offsets};
+use crate::decode::column::{Bytes, Column, Nulls, Values, pad_offsets, push};
 use crate::decode::reject::{Meter, RecordLimits, Reject};
 
 const NANOS: i128 = 1_000_000_000;
@@ -786,8 +786,7 @@ fn end_offsets(offsets: &mut [i32], end: usize) -> Result<(), Reject> {
 fn put<T: Clone + Default>(values: &mut Vec<T>, nulls: &mut Nulls, row: usize, value: T) {
     match values.get_mut(row) {
         None => {
-            pad(values, nulls, row);
-            values.push(value);
+            push(values, nulls, row, value);
         }
         Some(before) => *before = value,
     }

@@ -15,8 +15,6 @@ from .registry import SchemaRegistry
 from .servers import EMBEDDED, KAFKA, ApacheKafka, Karrow
 
 BOTH = (EMBEDDED, KAFKA)
-# What does not work yet, (broker, suite, case): why. Such a case has to fail, so that this list stays true.
-KNOWN = {}
 SUITES = []  # (suite, case or None, brokers, function) in the order in which they were declared
 
 
@@ -35,17 +33,10 @@ def program(suite, brokers=BOTH):
 
 class Report:
     def __init__(self):
-        self.passed, self.failed, self.known, self.started = 0, [], 0, time.monotonic()
+        self.passed, self.failed, self.started = 0, [], time.monotonic()
 
     def line(self, broker, suite, name, why=None, seconds=None):
         took = f"  ({seconds:.1f} s)" if seconds is not None else ""
-        known = KNOWN.get((broker, suite, name))
-        if known and why is None:
-            why = f"works now, so it is no known failure any more: {known}"
-        elif known:
-            self.known += 1
-            print(f"known   {broker:8}  {suite:12}  {name}{took}: {known}", flush=True)
-            return
         if why is None:
             self.passed += 1
             print(f"ok      {broker:8}  {suite:12}  {name}{took}", flush=True)
@@ -58,8 +49,6 @@ class Report:
             print("\nfailed:")
             for broker, suite, name in self.failed:
                 print(f"  {broker:8}  {suite:12}  {name}")
-        if self.known:
-            print(f"\n{self.known} known failures")
         print(f"{self.passed} passed, {len(self.failed)} failed", flush=True)
         return 1 if self.failed or not self.passed else 0
 

@@ -688,11 +688,7 @@ fn snappy_batches_can_be_read() {
 #[test]
 fn acks_of_a_deleted_topic_are_not_owed_to_its_successor() {
     let karrow = Karrow::embedded(&[]);
-    let options = karrow::config::KafkaOptions::from([(
-        "bootstrap.servers".to_owned(),
-        karrow.brokers.clone(),
-    )]);
-    let admin = Admin::new(&options, DEADLINE).expect("a client");
+    let admin = karrow.admin();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let mut producer = karrow.connect();
     let produce = |producer: &mut Client, values: &[&str]| {

@@ -189,14 +189,10 @@ fn twenty_members_come_and_go_under_kip_848() {
 #[cfg(feature = "embedded-broker")]
 #[test]
 fn members_come_and_go_under_the_eager_protocol() {
-    use karrow::kafka::admin::{Admin, TopicSpec};
+    use karrow::kafka::admin::TopicSpec;
 
     let karrow = Karrow::embedded(&[]);
-    let options = karrow::config::KafkaOptions::from([(
-        "bootstrap.servers".to_owned(),
-        karrow.brokers.clone(),
-    )]);
-    let admin = Admin::new(&options, crate::support::DEADLINE).expect("a client");
+    let admin = karrow.admin();
     let topic = TopicSpec { partitions: PARTITIONS as i32, ..TopicSpec::new("t") };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(admin.create(&[topic])).expect("an answer").remove(0).expect("created");

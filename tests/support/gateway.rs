@@ -8,7 +8,11 @@ use std::time::Duration;
 use clap::Parser;
 use karrow::app::{self, Running};
 use karrow::config::Config;
+#[cfg(feature = "embedded-broker")]
+use karrow::config::KafkaOptions;
 use karrow::config::flags::{Cli, Command};
+#[cfg(feature = "embedded-broker")]
+use karrow::kafka::admin::Admin;
 use tokio::runtime::Runtime;
 
 use super::{Client, DEADLINE, Kafka, Reply, eventually};
@@ -152,6 +156,13 @@ impl Karrow {
                 (name.to_owned(), value.parse().expect("a number"))
             })
             .collect()
+    }
+
+    /// To create and delete topics, in its Kafka.
+    #[cfg(feature = "embedded-broker")]
+    pub fn admin(&self) -> Admin {
+        let servers = ("bootstrap.servers".to_owned(), self.brokers.clone());
+        Admin::new(&KafkaOptions::from([servers]), DEADLINE).expect("a client")
     }
 
     /// One sample; 0 while it does not exist.

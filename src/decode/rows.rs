@@ -11,9 +11,9 @@ use arrow::datatypes::{
     DataType, Fields, Int32Type, Int64Type, TimeUnit, TimestampMillisecondType,
 };
 
-use super::ipc::bytes_at;
+use super::ipc::plain::bytes_at;
 use crate::error::{Error, Result};
-use crate::kafka::producer::{Header, Message};
+use crate::kafka::producer::{Header, OwnedMessage};
 use json::Json;
 
 /// Columns that say something about a message and are no part of its payload.
@@ -45,34 +45,6 @@ enum Payload {
     Bytes(ArrayRef),
     /// To be written as JSON objects.
     Json(ArrayRef),
-}
-
-/// One message.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Row {
-    /// Its key.
-    pub key: Option<Vec<u8>>,
-    /// Its headers, in order.
-    pub headers: Vec<Header>,
-    /// Milliseconds since the epoch; now, if there is none.
-    pub timestamp: Option<i64>,
-    /// Where it goes; the partitioner chooses, if there is none.
-    pub partition: Option<i32>,
-    /// `None` is a tombstone.
-    pub payload: Option<Vec<u8>>,
-}
-
-impl Row {
-    /// As the producer takes it.
-    pub fn message(&self) -> Message<'_> {
-        Message {
-            key: self.key.as_deref(),
-            payload: self.payload.as_deref(),
-            headers: &self.headers,
-            timestamp: self.timestamp,
-            partition: self.partition,
-        }
-    }
 }
 
 /// What the rows of one command may still fill. A few bytes of a stream may stand for very many: a value of a dictionary
@@ -135,7 +107,11 @@ impl Wrong {
 /// # Errors
 /// A column has a type that its part of a message cannot have; it is named. A payload that cannot be written as JSON, a
 /// negative partition, a header without a name, or no budget for it: the row is named.
-pub fn append(batch: &RecordBatch, budget: &mut Budget, rows: &mut Vec<Row>) -> Result<()> {
+pub fn append(
+    batch: &RecordBatch,
+    budget: &mut Budget,
+    rows: &mut Vec<OwnedMessage>,
+) -> Result<()> {
     // Names are looked at batch by batch.
     budget.take(names(batch.schema_ref().fields())).map_err(|wrong| Error::invalid(wrong.what))?;
     Rows::new(batch, rows.len())?.append(budget, rows)
@@ -195,7 +171,7 @@ impl Rows {
         Ok(Self { before, len: batch.num_rows(), key, headers, timestamp, partition, payload })
     }
 
-    fn append(&self, budget: &mut Budget, rows: &mut Vec<Row>) -> Result<()> {
+    fn append(&self, budget: &mut Budget, rows: &mut Vec<OwnedMessage>) -> Result<()> {
         let mut json = match &self.payload {
             Payload::Bytes(_) => None,
             Payload::Json(rows) => Some(Json::new("payload", rows.as_ref())?),
@@ -214,7 +190,7 @@ impl Rows {
         json: Option<&mut Json<'_>>,
         text: &mut Vec<u8>,
         budget: &mut Budget,
-    ) -> Result<Row> {
+    ) -> Result<OwnedMessage> {
         let number = self.before + row;
         let wrong = |what: &str| Error::invalid(format!("row {number}: {what}"));
         let partition = self
@@ -250,7 +226,7 @@ impl Rows {
             None => None,
             Some(array) => value(array, row, budget).map_err(|wrong| wrong.of("key", number))?,
         };
-        Ok(Row { key, headers, timestamp, partition, payload })
+        Ok(OwnedMessage { key, headers, timestamp, partition, payload })
     }
 }
 

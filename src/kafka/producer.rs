@@ -23,8 +23,8 @@ use tokio::sync::{Notify, Semaphore};
 
 pub use books::{Account, Stats, Ticket};
 use books::{MISSING_LABEL, settle_reports};
-pub use message::{Header, Message};
-use message::{OwnedMessage, hand_over};
+use message::hand_over;
+pub use message::{Header, Message, OwnedMessage};
 use options::message_timeout;
 pub(super) use options::producer_options;
 use topic::{

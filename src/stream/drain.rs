@@ -179,7 +179,7 @@ impl Drain {
         let format = asked.unwrap_or_else(|| topic.format.payload_format());
         let done = views.get(..covered).unwrap_or_default();
         topic.book(&self.metrics, format, &decoded, done, began);
-        let acks = last_of_partitions(views.get(..covered).unwrap_or_default());
+        let acks = last_of_partitions(done);
         let letters = match topic.format.on_bad_record {
             OnBadRecord::DeadLetter => letters_of(&gathered.topic, &decoded.bad, &views),
             OnBadRecord::Column | OnBadRecord::Fail => Vec::new(),

@@ -7,7 +7,7 @@ use arrow::datatypes::{DataType, Field, FieldRef};
 use arrow_json::writer::{EncoderOptions, NullableEncoder, make_encoder};
 
 use super::{Budget, Wrong};
-use crate::decode::ipc::{bytes_at, items_at, key_at};
+use crate::decode::ipc::plain::{bytes_at, items_at, key_at};
 use crate::error::{Error, Result};
 
 static FIELD: LazyLock<FieldRef> =

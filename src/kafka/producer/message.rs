@@ -47,13 +47,15 @@ impl Message<'_> {
     }
 }
 
-/// A [`Message`] that waits.
-pub(super) struct OwnedMessage {
-    key: Option<Box<[u8]>>,
-    payload: Option<Box<[u8]>>,
-    headers: Box<[Header]>,
-    timestamp: Option<i64>,
-    partition: Option<i32>,
+/// A [`Message`] that owns what it is made of; see there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they are the message's")]
+pub struct OwnedMessage {
+    pub key: Option<Vec<u8>>,
+    pub payload: Option<Vec<u8>>,
+    pub headers: Vec<Header>,
+    pub timestamp: Option<i64>,
+    pub partition: Option<i32>,
 }
 
 impl OwnedMessage {
@@ -67,7 +69,8 @@ impl OwnedMessage {
         }
     }
 
-    pub(super) fn borrowed(&self) -> Message<'_> {
+    /// As the producer takes it.
+    pub fn borrowed(&self) -> Message<'_> {
         Message {
             key: self.key.as_deref(),
             payload: self.payload.as_deref(),

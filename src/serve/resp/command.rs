@@ -19,9 +19,8 @@ use prometheus::IntCounter;
 use super::Gateway;
 use super::clients::ClientInfo;
 use super::reply::{Output, Protocol, Value};
-use crate::decode::rows::Row;
 use crate::error::Result;
-use crate::kafka::producer::{Account, Lane, Ticket};
+use crate::kafka::producer::{Account, Lane, OwnedMessage, Ticket};
 use crate::metrics::Metrics;
 use crate::stream::acks::Ack;
 use crate::stream::drain::Drain;
@@ -85,7 +84,7 @@ pub struct Resumed {
     /// Who waits for the messages that were taken before it waited.
     pub ticket: Option<Arc<Ticket>>,
     /// The messages of an Arrow stream, which are made once.
-    pub rows: Vec<Row>,
+    pub rows: Vec<OwnedMessage>,
     /// The end of every assigned partition was reached.
     pub at_end: Arc<AtomicBool>,
 }

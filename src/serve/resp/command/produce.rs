@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::{Client, Outcome, Wait, integer};
 use crate::decode::ipc::{guarded, read_stream};
 use crate::decode::reject::RecordLimits;
-use crate::decode::rows::{Budget, Row, append};
+use crate::decode::rows::{Budget, append};
 use crate::error::Error;
-use crate::kafka::producer::{Lane, Message, RoomMark, SendError, Ticket};
+use crate::kafka::producer::{Lane, Message, OwnedMessage, RoomMark, SendError, Ticket};
 use crate::serve::resp::reply::{Output, Value};
 use crate::stream::acks::parse_acks;
 
@@ -115,7 +115,7 @@ fn produce_rows(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Out
         }
     }
     let outcome = send_all(client, topic, rows.len(), &|index| {
-        rows.get(index).map(Row::message).unwrap_or_default()
+        rows.get(index).map(OwnedMessage::borrowed).unwrap_or_default()
     });
     if let (Outcome::Wait(_), Some(resumed)) = (&outcome, &mut client.resumed) {
         resumed.rows = rows;
@@ -124,11 +124,11 @@ fn produce_rows(client: &mut Client, key: &[u8], values: &[&[u8]], out: &mut Out
 }
 
 /// Whether all of them can be sent, as far as that can be told before the first one is.
-fn check(client: &mut Client, topic: &str, rows: &[Row]) -> Result<(), SendError> {
+fn check(client: &mut Client, topic: &str, rows: &[OwnedMessage]) -> Result<(), SendError> {
     let lane = lane(client, topic)?;
     let producer = &client.gateway.producer;
     rows.iter().enumerate().try_for_each(|(number, row)| {
-        let message = row.message();
+        let message = row.borrowed();
         producer.check(&lane, message.partition, message.bytes()).map_err(|error| match error {
             SendError::Failed(error) => {
                 SendError::Failed(Error::new(error.kind(), format!("row {number}: {error}")))
@@ -139,7 +139,7 @@ fn check(client: &mut Client, topic: &str, rows: &[Row]) -> Result<(), SendError
 }
 
 /// The messages of the IPC streams of one command, of `bytes_max` in all.
-fn rows_of(streams: &[&[u8]], bytes_max: usize) -> Result<Vec<Row>, String> {
+fn rows_of(streams: &[&[u8]], bytes_max: usize) -> Result<Vec<OwnedMessage>, String> {
     let limits =
         RecordLimits { bytes_max, elements_max: STREAM_ELEMENTS_MAX, ..RecordLimits::default() };
     let mut budget = Budget::new(bytes_max);
@@ -324,7 +324,7 @@ mod tests {
     }
 
     /// Those that are text.
-    fn payloads(rows: &[Row]) -> Vec<Option<&str>> {
+    fn payloads(rows: &[OwnedMessage]) -> Vec<Option<&str>> {
         rows.iter()
             .map(|row| row.payload.as_deref().and_then(|bytes| str::from_utf8(bytes).ok()))
             .collect()
@@ -572,7 +572,7 @@ mod tests {
             }
             if let Ok(rows) = rows_of(&[&changed], BYTES_MAX) {
                 taken += 1;
-                let bytes: usize = rows.iter().map(|row| row.message().bytes()).sum();
+                let bytes: usize = rows.iter().map(|row| row.borrowed().bytes()).sum();
                 assert!(bytes <= BYTES_MAX && rows.len() <= ROWS_MAX, "{bytes}");
                 // Others are the bytes of a column.
                 for text in payloads(&rows).into_iter().flatten().filter(|it| it.starts_with("{\""))

@@ -7,6 +7,7 @@ mod native;
 pub mod options;
 pub mod producer;
 pub mod record;
+mod spent;
 pub mod topics;
 
 pub use native::{KafkaCode, Partition, client_count};

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rdkafka_sys as sys;
 
+use super::spent::Spent;
 use crate::config::KafkaOptions;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -87,6 +88,8 @@ pub fn client_count() -> usize {
 #[derive(Debug)]
 pub(super) struct Handle {
     rk: NonNull<sys::rd_kafka_t>,
+    /// Outlives the client, which knows where it is.
+    spent: Arc<Spent>,
 }
 
 // SAFETY: librdkafka documents every function taking rd_kafka_t as thread-safe.
@@ -113,6 +116,11 @@ impl Handle {
             ClientKind::Consumer => sys::rd_kafka_type_t::RD_KAFKA_CONSUMER,
             ClientKind::Producer => sys::rd_kafka_type_t::RD_KAFKA_PRODUCER,
         };
+        let spent = Arc::new(Spent::default());
+        if kind == ClientKind::Consumer {
+            // SAFETY: the handle keeps it until the client is destroyed.
+            unsafe { spent.install(conf.0) };
+        }
         let mut why = [0 as c_char; 512];
         // SAFETY: `why` is writable for its length. On success librdkafka owns the configuration.
         let rk = unsafe { sys::rd_kafka_new(native_kind, conf.0, why.as_mut_ptr(), why.len()) };
@@ -120,7 +128,7 @@ impl Handle {
             Some(rk) => {
                 std::mem::forget(conf);
                 CLIENTS.fetch_add(1, Ordering::Relaxed);
-                Ok(Arc::new(Self { rk }))
+                Ok(Arc::new(Self { rk, spent }))
             }
             None => Err(Error::invalid(text_of(why.as_ptr()))),
         }
@@ -128,6 +136,11 @@ impl Handle {
 
     pub(super) fn ptr(&self) -> *mut sys::rd_kafka_t {
         self.rk.as_ptr()
+    }
+
+    /// Where its messages go when they are done with.
+    pub(super) fn spent(&self) -> &Spent {
+        &self.spent
     }
 }
 
@@ -137,8 +150,10 @@ impl Drop for Handle {
         // SAFETY: this was the last reference, and librdkafka allows destruction from any thread.
         unsafe impl Send for Address {}
         let address = Address(self.rk.as_ptr());
+        let spent = self.spent.clone();
         let destroy = move || {
             let address = address;
+            spent.release();
             // SAFETY: nothing refers to the client any more; closing was the owner's business, see above.
             unsafe {
                 sys::rd_kafka_destroy_flags(
@@ -146,6 +161,7 @@ impl Drop for Handle {
                     sys::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE as c_int,
                 );
             }
+            drop(spent);
             CLIENTS.fetch_sub(1, Ordering::Relaxed);
         };
         // Where no thread can be had the client leaks, which is better than blocking the network thread.

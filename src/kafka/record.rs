@@ -1,12 +1,14 @@
 //! [`Record`]: one consumed Kafka message, still in librdkafka's memory.
 
 use std::ffi::{CStr, c_int, c_void};
+use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, LazyLock};
 
 use rdkafka_sys as sys;
 
 use super::native::Handle;
+use super::spent::Message;
 
 /// A record as decoders and replies see it: borrowed, whatever it is made of.
 #[derive(Clone, Debug)]
@@ -55,7 +57,7 @@ struct ConsumedMessage {
 pub struct Record {
     message: NonNull<sys::rd_kafka_message_t>,
     /// Outlives the message, which refers to it: a record may be on its way to a client when its consumer is closed.
-    _client: Arc<Handle>,
+    client: Arc<Handle>,
     /// Found out at once, while the message is in the processor's cache.
     may_have_headers: bool,
 }
@@ -74,7 +76,7 @@ impl Record {
     ) -> Self {
         // SAFETY: alive, and a consumed message of librdkafka's.
         let may_have_headers = unsafe { may_have_headers(message) };
-        Self { message, _client: client.clone(), may_have_headers }
+        Self { message, client: client.clone(), may_have_headers }
     }
 
     fn raw(&self) -> &sys::rd_kafka_message_t {
@@ -157,6 +159,32 @@ impl Record {
             0
         };
         headers + self.key().map_or(0, <[u8]>::len) + self.payload().map_or(0, <[u8]>::len)
+    }
+
+    /// Is done with `records`, which have so many bytes. For many at once this costs less than to drop each.
+    pub fn give_back(records: impl ExactSizeIterator<Item = Self>, bytes: usize) {
+        let mut messages = Vec::with_capacity(records.len());
+        let mut client: Option<Arc<Handle>> = None;
+        for record in records {
+            let client = client.get_or_insert_with(|| record.client.clone());
+            // Those of an earlier consumer are dropped.
+            if Arc::ptr_eq(client, &record.client) {
+                messages.push(record.into_message());
+            }
+        }
+        if let Some(client) = client {
+            client.spent().add(messages, bytes);
+        }
+    }
+
+    /// Its message, without what keeps the client alive.
+    fn into_message(self) -> Message {
+        let mut record = ManuallyDrop::new(self);
+        // SAFETY: the record is not used again. `give_back` keeps the client, whose handle frees what is spent first.
+        unsafe {
+            ptr::drop_in_place(&raw mut record.client);
+            Message::own(record.message)
+        }
     }
 
     /// # Safety

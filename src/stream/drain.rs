@@ -178,7 +178,7 @@ impl Drain {
         let asked = self.options.format.filter(|format| *format != Format::Auto);
         let format = asked.unwrap_or_else(|| topic.format.payload_format());
         let done = views.get(..covered).unwrap_or_default();
-        topic.book(&self.metrics, format, &decoded, done, began);
+        let bytes = topic.book(&self.metrics, format, &decoded, done, began);
         let acks = last_of_partitions(done);
         let letters = match topic.format.on_bad_record {
             OnBadRecord::DeadLetter => letters_of(&gathered.topic, &decoded.bad, &views),
@@ -188,7 +188,7 @@ impl Drain {
         let ipc = encode(decoded.batch, &acks, self.options.compression)?;
         let topic = gathered.topic.clone();
         self.last = Some(topic.clone());
-        gathered.records.drain(..covered);
+        Record::give_back(gathered.records.drain(..covered), bytes);
         gathered.since = Instant::now();
         if gathered.records.is_empty() {
             self.gathered = None;
@@ -267,6 +267,7 @@ impl Drain {
 }
 
 impl Topic {
+    /// Tells the metrics of a batch; returns how many bytes of payload it has.
     fn book(
         &mut self,
         metrics: &Metrics,
@@ -274,8 +275,8 @@ impl Topic {
         decoded: &Decoded,
         views: &[RecordView<'_>],
         began: Instant,
-    ) {
-        let Some(topic) = views.first().map(|record| record.topic) else { return };
+    ) -> usize {
+        let Some(topic) = views.first().map(|record| record.topic) else { return 0 };
         let format = format.label();
         let bytes: usize = views.iter().filter_map(|record| record.payload).map(<[u8]>::len).sum();
         metrics
@@ -290,6 +291,7 @@ impl Topic {
         let texts = self.decoder.texts();
         metrics.overflow_values.with_label_values(&[topic]).inc_by(texts - self.texts);
         self.texts = texts;
+        bytes
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use rdkafka_sys as sys;
 
 use super::native::Handle;
-use super::spent::Message;
+use super::spent::SpentMessage;
 
 /// A record as decoders and replies see it: borrowed, whatever it is made of.
 #[derive(Clone, Debug)]
@@ -77,6 +77,11 @@ impl Record {
         // SAFETY: alive, and a consumed message of librdkafka's.
         let may_have_headers = unsafe { may_have_headers(message) };
         Self { message, client: client.clone(), may_have_headers }
+    }
+
+    #[cfg(test)]
+    pub(super) fn client(&self) -> &Arc<Handle> {
+        &self.client
     }
 
     fn raw(&self) -> &sys::rd_kafka_message_t {
@@ -161,7 +166,8 @@ impl Record {
         headers + self.key().map_or(0, <[u8]>::len) + self.payload().map_or(0, <[u8]>::len)
     }
 
-    /// Is done with `records`, which have so many bytes. For many at once this costs less than to drop each.
+    /// Is done with `records`, which have so many bytes of keys and payloads. For many at once this costs less than to drop
+    /// each.
     pub fn give_back(records: impl ExactSizeIterator<Item = Self>, bytes: usize) {
         let mut messages = Vec::with_capacity(records.len());
         let mut client: Option<Arc<Handle>> = None;
@@ -178,12 +184,12 @@ impl Record {
     }
 
     /// Its message, without what keeps the client alive.
-    fn into_message(self) -> Message {
+    fn into_message(self) -> SpentMessage {
         let mut record = ManuallyDrop::new(self);
         // SAFETY: the record is not used again. `give_back` keeps the client, whose handle frees what is spent first.
         unsafe {
             ptr::drop_in_place(&raw mut record.client);
-            Message::own(record.message)
+            SpentMessage::own(record.message)
         }
     }
 

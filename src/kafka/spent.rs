@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use parking_lot::Mutex;
 use rdkafka_sys as sys;
 
-/// Messages that may wait.
+/// SpentMessages that may wait.
 const MESSAGES_MAX: usize = 16_384;
 
 /// Bytes of an average message from which the lock does not matter, and the memory does.
@@ -24,16 +24,16 @@ const NAME: &std::ffi::CStr = c"karrow";
 
 /// See the top of this file.
 #[derive(Debug, Default)]
-pub(super) struct Spent(Mutex<Vec<Message>>);
+pub(super) struct Spent(Mutex<Vec<SpentMessage>>);
 
 /// A consumed message that nobody looks at any more.
 #[derive(Debug)]
-pub(super) struct Message(NonNull<sys::rd_kafka_message_t>);
+pub(super) struct SpentMessage(NonNull<sys::rd_kafka_message_t>);
 
 // SAFETY: a message is plain memory with atomic reference counts behind it.
-unsafe impl Send for Message {}
+unsafe impl Send for SpentMessage {}
 
-impl Message {
+impl SpentMessage {
     /// # Safety
     /// The message is ours to destroy, and its client lives longer than what is returned here.
     pub(super) unsafe fn own(message: NonNull<sys::rd_kafka_message_t>) -> Self {
@@ -41,7 +41,7 @@ impl Message {
     }
 }
 
-impl Drop for Message {
+impl Drop for SpentMessage {
     fn drop(&mut self) {
         // SAFETY: owned, and its client is alive, by the promise of `own`.
         unsafe { sys::rd_kafka_message_destroy(self.0.as_ptr()) }
@@ -50,7 +50,7 @@ impl Drop for Message {
 
 impl Spent {
     /// Lets `messages`, with so many bytes, wait for the next fetch, or frees them now.
-    pub(super) fn add(&self, messages: Vec<Message>, bytes: usize) {
+    pub(super) fn add(&self, messages: Vec<SpentMessage>, bytes: usize) {
         let mut spent = self.0.lock();
         if spent.len() + messages.len() <= MESSAGES_MAX && bytes <= messages.len() * BIG_BYTES {
             spent.extend(messages);
@@ -62,6 +62,7 @@ impl Spent {
 
     /// Frees all of them.
     pub(super) fn release(&self) {
+        // Not under the lock, which a connection's thread may want.
         let spent = std::mem::take(&mut *self.0.lock());
         drop(spent);
     }
@@ -119,4 +120,90 @@ unsafe extern "C" fn on_response_received(
         unsafe { &*spent.cast::<Spent>() }.release();
     }
     sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use rdkafka::ClientConfig;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+    use serde_json::Map;
+
+    use super::*;
+    use crate::config::KafkaOptions;
+    use crate::kafka::consumer::{ConsumerEvent, Fetched, GroupConsumer, RecordQueue};
+    use crate::kafka::options::ConsumerOptions;
+    use crate::kafka::record::Record;
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    fn put(producer: &BaseProducer, count: usize) {
+        for _ in 0..count {
+            let record = BaseRecord::<(), _>::to("t").partition(0).payload("x");
+            producer.send(record).expect("taken");
+        }
+        producer.flush(DEADLINE).expect("stored");
+    }
+
+    fn take(consumer: &GroupConsumer, queue: &mut RecordQueue, count: usize) -> Vec<Record> {
+        let until = Instant::now() + DEADLINE;
+        let (mut found, mut records) = (VecDeque::new(), Vec::new());
+        while records.len() < count {
+            assert!(Instant::now() < until, "{} of {count} records came", records.len());
+            while let Some(event) = consumer.next_event() {
+                if let ConsumerEvent::Assigned(partitions) = event {
+                    consumer.assign(&partitions).expect("assigned");
+                }
+            }
+            queue.take(&mut found);
+            for fetched in found.drain(..) {
+                match fetched {
+                    Fetched::Record(record) => records.push(record),
+                    Fetched::Failed(error) => panic!("{error}"),
+                }
+            }
+            std::thread::yield_now();
+        }
+        records
+    }
+
+    #[test]
+    fn small_messages_wait_for_the_next_fetch_and_large_ones_do_not() {
+        let cluster = MockCluster::new(1).expect("a cluster");
+        cluster.create_topic("t", 1, 1).expect("a topic");
+        let servers = cluster.bootstrap_servers();
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", &servers).create().expect("a producer");
+        let file = KafkaOptions::from([("bootstrap.servers".to_owned(), servers)]);
+        let options = ConsumerOptions::new(&file, &Map::new(), "g", "g:n").expect("options");
+        let quiet = || Box::new(|| ());
+        let (consumer, mut queue) =
+            GroupConsumer::new(&options, quiet(), quiet()).expect("a consumer");
+        consumer.subscribe(&["t".into()]).expect("subscribed");
+        put(&producer, 10);
+        let mut records = take(&consumer, &mut queue, 10);
+        let client = records[0].client().clone();
+        let waiting = |client: &Arc<crate::kafka::native::Handle>| client.spent().0.lock().len();
+
+        Record::give_back(records.drain(..2), 2 * BIG_BYTES + 1);
+        assert_eq!(waiting(&client), 0, "large ones");
+        // An answer without records frees them as well, and may come at any moment.
+        let until = Instant::now() + DEADLINE;
+        loop {
+            Record::give_back(records.drain(..), 8);
+            match waiting(&client) {
+                8 => break,
+                left => assert!(left == 0 && Instant::now() < until, "{left} wait"),
+            }
+            put(&producer, 8);
+            records = take(&consumer, &mut queue, 8);
+        }
+        put(&producer, 1);
+        drop(take(&consumer, &mut queue, 1));
+        assert_eq!(waiting(&client), 0, "they went when the last record came");
+    }
 }

@@ -178,8 +178,10 @@ impl Drain {
         let asked = self.options.format.filter(|format| *format != Format::Auto);
         let format = asked.unwrap_or_else(|| topic.format.payload_format());
         let done = views.get(..covered).unwrap_or_default();
-        let bytes = topic.book(&self.metrics, format, &decoded, done, began);
+        topic.book(&self.metrics, format, &decoded, done, began);
         let acks = last_of_partitions(done);
+        let len = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        let bytes = done.iter().map(|record| len(record.key) + len(record.payload)).sum();
         let letters = match topic.format.on_bad_record {
             OnBadRecord::DeadLetter => letters_of(&gathered.topic, &decoded.bad, &views),
             OnBadRecord::Column | OnBadRecord::Fail => Vec::new(),
@@ -267,7 +269,6 @@ impl Drain {
 }
 
 impl Topic {
-    /// Tells the metrics of a batch; returns how many bytes of payload it has.
     fn book(
         &mut self,
         metrics: &Metrics,
@@ -275,8 +276,8 @@ impl Topic {
         decoded: &Decoded,
         views: &[RecordView<'_>],
         began: Instant,
-    ) -> usize {
-        let Some(topic) = views.first().map(|record| record.topic) else { return 0 };
+    ) {
+        let Some(topic) = views.first().map(|record| record.topic) else { return };
         let format = format.label();
         let bytes: usize = views.iter().filter_map(|record| record.payload).map(<[u8]>::len).sum();
         metrics
@@ -291,7 +292,6 @@ impl Topic {
         let texts = self.decoder.texts();
         metrics.overflow_values.with_label_values(&[topic]).inc_by(texts - self.texts);
         self.texts = texts;
-        bytes
     }
 }
 

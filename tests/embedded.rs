@@ -717,3 +717,34 @@ fn acks_of_a_deleted_topic_are_not_owed_to_its_successor() {
         assert_eq!((message.offset, message.text()), (offset, &*format!("new-{offset}")));
     }
 }
+
+/// The restarted broker knows no members. The first that comes back gets all partitions, also those that the other one
+/// believes to have until its next heartbeat: what that one had acked does not come again, what it acks from now on is
+/// refused.
+#[test]
+fn acks_outlive_a_member_whose_group_is_forgotten() {
+    let mut broker = Broker::start();
+    broker.create("orders", 1);
+    let producer = broker.idempotent_producer();
+    (0..6).for_each(|i| send(&producer, "orders", format!("{i}").as_bytes()));
+    flush(&producer);
+    let karrow = Karrow::at(&broker.addr.to_string(), &[], |_| {});
+    let slow = r#"topics:orders:{"auto.commit.interval.ms":60000,"heartbeat.interval.ms":30000}"#;
+    let mut one = karrow.named("g:one");
+    for offset in 0..4 {
+        let message = one.call(&["BLPOP", slow, "30"]).message().expect("a message");
+        assert_eq!(message.offset, offset);
+    }
+    broker.restart();
+    assert_eq!(one.call(&["RPUSH", "acks", "orders:0:1"]).int(), 1);
+    let mut two = karrow.named("g:two");
+    let next = two.call(&["BLPOP", "topics:orders", "30"]).message().expect("a message");
+    assert_eq!(next.offset, 2);
+    let refused = one.call(&["RPUSH", "acks", "orders:0:3"]);
+    assert_eq!(refused.error(), "CONS orders:0 is not assigned to g:one");
+    // The first is a member again: it gets what the other one leaves.
+    assert_eq!(two.call(&["RPUSH", "acks", "orders:0:2"]).int(), 1);
+    two.say("QUIT");
+    let next = one.call(&["BLPOP", slow, "30"]).message().expect("a message");
+    assert_eq!(next.offset, 3);
+}

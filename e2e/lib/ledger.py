@@ -9,10 +9,12 @@ processed exactly when karrow delivered again all that was unacked. Beside that,
 * a message whose ack karrow has accepted does not come again, except where `may_come_again` allows it
   (kill -9 within the commit interval) or `lapse` does (a broker that gives a member up while it lives).
 """
+import math
 import random
 import re
 import threading
 import time
+from contextlib import contextmanager
 
 from .process import Failure, check
 from .resp import Disconnected, Redis, ReplyError, record
@@ -42,9 +44,16 @@ class Ledger:
         with self.lock:
             self.first.update(offsets)
 
-    def may_come_again(self, start, end):
+    @contextmanager
+    def may_come_again(self, before, after):
+        """Acks may be forgotten that are accepted while the body runs, or so many seconds before or after it."""
+        fault = [time.monotonic() - before, math.inf]
         with self.lock:
-            self.faults.append((start, end))
+            self.faults.append(fault)
+        try:
+            yield
+        finally:
+            fault[1] = time.monotonic() + after
 
     def _complain(self, text):
         if len(self.wrong) < 20:

@@ -104,10 +104,9 @@ def scene(*arguments, **settings):
 
 def kill_and_start(play):
     """kill -9 and a new start; acks of the last commit interval may be forgotten."""
-    when = time.monotonic()
-    play.karrow.kill()
     # Answers that were under way when it died are read a moment later.
-    play.ledger.may_come_again(when - COMMIT_INTERVAL - GRACE, time.monotonic() + GRACE)
+    with play.ledger.may_come_again(before=COMMIT_INTERVAL + GRACE, after=GRACE):
+        play.karrow.kill()
     play.karrow.start()
 
 
@@ -310,11 +309,10 @@ def broker_restarted(context):
             play.worker(name, options="", tolerate=(TAKEN, "CONS Poll"), pace=PACE)
         for moment, stop in zip(play.moments(2, 0.1, 0.6), (hurt.stop, hurt.kill)):
             play.reach(moment)
-            when = time.monotonic()
-            stop()
-            hurt.start()
             # Acks go on while the broker is away; they are committed when it is back, unless the group was lost.
-            play.ledger.may_come_again(when - COMMIT_INTERVAL - GRACE, time.monotonic() + COMMIT_INTERVAL + GRACE)
+            with play.ledger.may_come_again(COMMIT_INTERVAL + GRACE, COMMIT_INTERVAL + GRACE):
+                stop()
+                hurt.start()
         play.finish(240)
 
 

@@ -279,6 +279,19 @@ impl GroupConsumer {
         }
     }
 
+    /// Nothing that was [stored](Self::store) of `partitions` is committed any more: they are somebody else's, and not every
+    /// coordinator refuses the commit of a member it has forgotten.
+    ///
+    /// # Errors
+    /// The partition is not ours any more.
+    pub fn unstore(&self, partitions: &[Partition]) -> Result<()> {
+        let nothing: Vec<Partition> = partitions
+            .iter()
+            .map(|partition| Partition::new(partition.topic.clone(), partition.partition, None))
+            .collect();
+        self.store(&nothing)
+    }
+
     /// The group's commits for `partitions`; `None` where there is none. Blocks.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use super::owed::OwedCommits;
 use super::session::{Session, SessionName, SessionView};
 use crate::config::KafkaOptions;
 use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::Partition;
 use crate::kafka::options::ConsumerOptions;
 use crate::kafka::producer::check_topic_name;
 use crate::metrics::Metrics;
@@ -100,9 +101,27 @@ impl Registry {
                 format!("id {} is already taken", name.full()),
             ));
         }
-        let session = Session::new(name, topics, options, self.owed.clone(), self.metrics.clone());
+        let session = Session::new(name, topics, options, self);
         entry.session = Some(session.clone());
         Ok(Lease { registry: self.clone(), session, runtime })
+    }
+
+    /// What the groups of its sessions have not been told.
+    pub(super) fn owed(&self) -> &Arc<OwedCommits> {
+        &self.owed
+    }
+
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The group of `heir` has given it `partitions`: no other session of ours has them any more, whatever it believes.
+    pub(super) fn hand_over(&self, heir: &Session, partitions: &[Partition]) {
+        for session in self.all() {
+            if session.name().group() == heir.name().group() && !std::ptr::eq(&*session, heir) {
+                session.dispossess(partitions);
+            }
+        }
     }
 
     /// Waits until the consumers of ended sessions have committed and left, at most for `deadline`; returns

@@ -9,7 +9,7 @@ mod state;
 mod task;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -21,6 +21,7 @@ use state::{Delivered, Moved, Phase, State};
 
 use super::acks::{Ack, Position};
 use super::owed::OwedCommits;
+use super::registry::Registry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::Partition;
 use crate::kafka::consumer::{Fetched, GroupConsumer};
@@ -88,6 +89,8 @@ pub struct Session {
     options: ConsumerOptions,
     owed: Arc<OwedCommits>,
     metrics: Arc<Metrics>,
+    /// Where its fellow members in this process are.
+    registry: Weak<Registry>,
     state: Mutex<State>,
     /// How many partitions its topics had when it began, where that matters; `None` where nobody could say.
     known: OnceLock<Vec<Option<i32>>>,
@@ -99,6 +102,8 @@ pub struct Session {
     touched: AtomicBool,
     /// Pops that wait at this moment; they count as alive.
     blocked: AtomicUsize,
+    /// Partitions of it went to a fellow member, which it was not told: its consumer has to start over.
+    is_stale: AtomicBool,
     closing: watch::Sender<bool>,
     /// A consumer is joining, joined or leaving.
     running: watch::Sender<bool>,
@@ -110,21 +115,22 @@ impl Session {
         name: SessionName,
         topics: Vec<Arc<str>>,
         options: ConsumerOptions,
-        owed: Arc<OwedCommits>,
-        metrics: Arc<Metrics>,
+        registry: &Arc<Registry>,
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
             topics,
             options,
-            owed,
-            metrics,
+            owed: registry.owed().clone(),
+            metrics: registry.metrics().clone(),
+            registry: Arc::downgrade(registry),
             state: Mutex::default(),
             known: OnceLock::new(),
             ready: Arc::new(Notify::new()),
             events: Arc::new(Notify::new()),
             touched: AtomicBool::new(true),
             blocked: AtomicUsize::new(0),
+            is_stale: AtomicBool::new(false),
             closing: watch::Sender::new(false),
             running: watch::Sender::new(false),
         })
@@ -229,6 +235,26 @@ impl Session {
         drop(state);
         self.touched.store(true, Ordering::Relaxed);
         Ok(Some(consumer))
+    }
+
+    /// The group has given `partitions` to a fellow member. Any of them that are still here went unheard: what was
+    /// acked of them is owed, the others come again there, and this session joins anew.
+    pub(super) fn dispossess(&self, partitions: &[Partition]) {
+        let mut state = self.state.lock();
+        if !partitions.iter().any(|given| state.find(&given.topic, given.partition).is_some()) {
+            return;
+        }
+        tracing::debug!(name = %self.name.full(), ?partitions, "dispossessed");
+        let debts = state.revoke(partitions);
+        let gone: Vec<Partition> = debts.iter().map(|debt| debt.partition.clone()).collect();
+        if let Some(consumer) = &state.consumer
+            && let Err(error) = consumer.unstore(&gone)
+        {
+            tracing::debug!(name = %self.name.full(), %error, "stored offsets");
+        }
+        self.owed.owe(self.name.group(), debts);
+        self.is_stale.store(true, Ordering::Relaxed);
+        self.events.notify_one();
     }
 
     fn is_closed(&self) -> bool {

@@ -38,6 +38,7 @@ impl Session {
         let max_poll = self.options.max_poll_interval;
         let tick = (max_poll / 8).clamp(Duration::from_millis(20), Duration::from_secs(30));
         let mut last_seen = Instant::now();
+        self.is_stale.store(false, Ordering::Relaxed);
         let end = loop {
             let mut end = None;
             while end.is_none()
@@ -47,6 +48,9 @@ impl Session {
             }
             if let Some(end) = end {
                 break end;
+            }
+            if self.is_stale.load(Ordering::Relaxed) {
+                break End::Rejoin;
             }
             let patience = self.watch_commit(&consumer).map_or(tick, |due| due.min(tick));
             tokio::select! {
@@ -297,6 +301,9 @@ impl Session {
         consumer: &Arc<GroupConsumer>,
         mut partitions: Vec<Partition>,
     ) -> (Vec<Partition>, Vec<Partition>) {
+        if let Some(registry) = self.registry.upgrade() {
+            registry.hand_over(self, &partitions);
+        }
         let owed = self.owed.of(self.name.group(), &partitions);
         if owed.is_empty() {
             return (partitions, Vec::new());

@@ -24,8 +24,9 @@ VOLUME /var/lib/karrow
 # Protected mode stays on: remote clients are refused until KARROW_NO_PROTECTED_MODE=true.
 ENV KARROW_HOST=0.0.0.0 \
     KARROW_PORT=6380 \
-    KARROW_HTTP_PORT=8080
-EXPOSE 6380 8080
+    KARROW_HTTP_PORT=8080 \
+    KARROW_FLIGHT_PORT=8815
+EXPOSE 6380 8080 8815
 # bash speaks TCP: no client needs to be in the image.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
     CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/$KARROW_PORT && printf 'PING\\r\\n' >&3 && read -r -t 2 reply <&3 && [[ $reply == +PONG* ]]"]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::banner::{Addresses, banner};
@@ -18,13 +19,21 @@ use crate::kafka::admin::ensure_topics;
 use crate::kafka::embedded::EmbeddedBroker;
 use crate::kafka::producer::{Producer, ProducerLimits};
 use crate::metrics::Metrics;
+use crate::serve::flight::{FlightServer, Parts};
 use crate::serve::http::{HttpServer, HttpState};
 use crate::serve::resp::{Gateway, RespServer, Services};
+use crate::stream::assembler::CutLimits;
 use crate::stream::batch::BatchOptions;
 use crate::stream::registry::Registry;
+use crate::stream::streams::Streams;
+use crate::stream::topic_stream::StreamSettings;
+use crate::stream::window::{Memory, WindowLimits};
 
 /// How long creating `--topics` may take; the embedded broker needs some milliseconds.
 const TOPICS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long Flight's calls may take to end when everything else has.
+const FLIGHT_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves until `shutdown` is cancelled, then stops gracefully; returns how many messages that were taken from clients
 /// were not stored.
@@ -32,7 +41,7 @@ const TOPICS_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// As [`start`].
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<usize> {
-    let topic = config.topics.first().cloned().unwrap_or_else(|| "greetings".to_owned());
+    let topic = config.streams.topics.first().cloned().unwrap_or_else(|| "greetings".to_owned());
     let running = start(config).await?;
     // Nobody reading stdout is no reason not to serve.
     let _ = std::io::stdout().write_all(banner(running.addresses(), &topic).as_bytes());
@@ -46,6 +55,9 @@ pub struct Running {
     gateway: Arc<Gateway>,
     registry: Arc<Registry>,
     producer: Arc<Producer>,
+    streams: Arc<Streams>,
+    flight: Option<JoinHandle<()>>,
+    flight_stop: CancellationToken,
     http: Arc<HttpState>,
     broker: Option<EmbeddedBroker>,
     grace: Duration,
@@ -64,18 +76,21 @@ pub async fn start(mut config: Config) -> Result<Running> {
     let formats = Arc::new(Formats::new(config.formats.clone(), known)?);
     let resp = RespServer::bind(&config.resp)?;
     let http_server = config.http.as_ref().map(HttpServer::bind).transpose()?;
+    let flight_server =
+        config.flight.as_ref().map(|flight| FlightServer::bind(flight.addr)).transpose()?;
     let broker = match &config.embedded {
         None => None,
         Some(embedded) => {
             let broker = EmbeddedBroker::start(embedded).await?;
             config.kafka.set_bootstrap_servers(&broker.addr().to_string());
-            ensure_topics(&config.kafka.producer, &config.topics, TOPICS_TIMEOUT).await?;
+            ensure_topics(&config.kafka.producer, &config.streams.topics, TOPICS_TIMEOUT).await?;
             Some(broker)
         }
     };
     let at = Addresses {
         resp: resp.addr(),
         http: http_server.as_ref().map(HttpServer::addr),
+        flight: flight_server.as_ref().map(FlightServer::addr),
         brokers: config.kafka.bootstrap_servers().to_owned(),
         embedded: broker.is_some(),
     };
@@ -91,11 +106,27 @@ pub async fn start(mut config: Config) -> Result<Running> {
         metrics.clone(),
     ));
     let registry = Registry::new(config.kafka.consumer.clone(), metrics.clone());
+    let streams = streams(&config, formats.clone(), metrics.clone())?;
     let batches = BatchOptions {
         rows_max: config.batches.rows_max,
         bytes_max: config.batches.bytes_max,
         ..BatchOptions::default()
     };
+    let flight_stop = CancellationToken::new();
+    let flight = flight_server.zip(config.flight.as_ref()).map(|(server, flight)| {
+        let parts = Parts {
+            streams: streams.clone(),
+            registry: registry.clone(),
+            producer: producer.clone(),
+            producer_options: config.kafka.producer.clone(),
+            formats: formats.clone(),
+            batches: batches.clone(),
+            metrics: metrics.clone(),
+            request_bytes_max: flight.request_bytes_max,
+            stop: flight_stop.clone(),
+        };
+        server.start(parts, flight.protected_mode)
+    });
     let services = Services {
         registry: registry.clone(),
         producer: producer.clone(),
@@ -110,6 +141,7 @@ pub async fn start(mut config: Config) -> Result<Running> {
         schemas,
         metrics,
         registry: registry.clone(),
+        streams: streams.clone(),
         producer: producer.clone(),
         stopping: AtomicBool::new(false),
         broker: broker.as_ref().map(EmbeddedBroker::health),
@@ -117,7 +149,39 @@ pub async fn start(mut config: Config) -> Result<Running> {
     if let Some(server) = http_server {
         server.start(http.clone())?;
     }
-    Ok(Running { at, gateway, registry, producer, http, broker, grace: config.shutdown_grace })
+    for topic in config.streams.topics {
+        streams.open(&topic).await?;
+    }
+    tokio::spawn(streams.clone().tend(config.streams.patterns));
+    Ok(Running {
+        at,
+        gateway,
+        registry,
+        producer,
+        streams,
+        flight,
+        flight_stop,
+        http,
+        broker,
+        grace: config.shutdown_grace,
+    })
+}
+
+fn streams(config: &Config, formats: Arc<Formats>, metrics: Arc<Metrics>) -> Result<Arc<Streams>> {
+    let wanted = &config.streams;
+    let settings = StreamSettings {
+        start: wanted.start,
+        window: WindowLimits { bytes_max: wanted.window_bytes_max, age_max: wanted.age_max },
+        when_full: wanted.when_full,
+        cut: CutLimits {
+            rows_max: wanted.rows_max,
+            bytes_max: wanted.bytes_max,
+            linger: wanted.linger,
+        },
+    };
+    let memory = Memory::new(wanted.memory_bytes_max);
+    let consumer = config.kafka.consumer.clone();
+    Streams::new(consumer, settings, memory, formats, metrics, Handle::current())
 }
 
 impl Running {
@@ -130,7 +194,13 @@ impl Running {
     /// clients were not stored.
     pub async fn stop(self) -> usize {
         self.http.stopping.store(true, Ordering::Release);
+        self.flight_stop.cancel();
+        self.streams.close_all();
         let lost = stop(&self.gateway, &self.registry, &self.producer, self.grace).await;
+        if let Some(flight) = self.flight {
+            // Clients that do not read to the end of what they asked for must not hold the stop.
+            let _ = tokio::time::timeout(FLIGHT_GRACE, flight).await;
+        }
         self.producer.close();
         if let Some(broker) = self.broker {
             broker.shutdown().await;

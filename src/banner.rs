@@ -10,6 +10,8 @@ pub struct Addresses {
     pub resp: SocketAddr,
     /// `/metrics`, `/livez`, `/readyz`; `None` when HTTP is off.
     pub http: Option<SocketAddr>,
+    /// The Flight edge; `None` when it is off.
+    pub flight: Option<SocketAddr>,
     /// Kafka's bootstrap servers.
     pub brokers: String,
     /// Whether the broker is inside this process.
@@ -22,6 +24,9 @@ pub fn banner(at: &Addresses, topic: &str) -> String {
     line(&mut text, "Redis", &at.resp.to_string());
     let kind = if at.embedded { " (embedded; ordinary Kafka clients may connect)" } else { "" };
     line(&mut text, "Kafka", &format!("{}{kind}", at.brokers));
+    if let Some(flight) = at.flight {
+        line(&mut text, "Flight", &format!("grpc://{flight}"));
+    }
     if let Some(http) = at.http {
         line(&mut text, "HTTP", &format!("http://{http}/metrics  /livez  /readyz"));
     }

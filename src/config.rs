@@ -14,11 +14,15 @@ mod file;
 pub mod flags;
 pub mod formats;
 mod librdkafka;
+pub mod streams;
 pub mod units;
 
-use flags::{Brokers, Host, HttpPort, LogFormat, LogLevel, ServeFlags, Settings, TopicName};
+use regex::Regex;
+
+use flags::{Brokers, Host, LogFormat, LogLevel, OptionalPort, ServeFlags, Settings, TopicName};
 use formats::{Format, FormatsConfig, SchemaRegistrySettings};
 pub use librdkafka::OWNED as OWNED_CONSUMER_OPTIONS;
+use streams::StreamsConfig;
 use units::{ByteSize, Count, Span};
 
 /// Everything `karrow serve` needs, after flags, environment and files are merged and checked.
@@ -28,12 +32,14 @@ pub struct Config {
     pub resp: RespConfig,
     /// The HTTP edge; `None` switches it off.
     pub http: Option<HttpConfig>,
+    /// The Flight edge; `None` switches it off.
+    pub flight: Option<FlightConfig>,
     /// librdkafka options of consumers and of the producer, `bootstrap.servers` included.
     pub kafka: KafkaConfig,
     /// The broker inside this process, if any.
     pub embedded: Option<EmbeddedConfig>,
-    /// Topics to create in the embedded broker at start.
-    pub topics: Vec<String>,
+    /// Topics that are streams, and how these are kept. The embedded broker has them from the start.
+    pub streams: StreamsConfig,
     /// What keys and payloads are made of.
     pub formats: FormatsConfig,
     /// Limits of Arrow batches.
@@ -80,6 +86,17 @@ pub struct HttpConfig {
     pub connections_max: usize,
     /// How long a connection may take for its request, and for reading the answer.
     pub request_time_max: Duration,
+}
+
+/// Listener and limits of the Flight edge.
+#[derive(Clone, Debug)]
+pub struct FlightConfig {
+    /// Where Flight clients connect; port 0 lets the system choose.
+    pub addr: SocketAddr,
+    /// Largest message of a client, in bytes.
+    pub request_bytes_max: usize,
+    /// Refuse remote clients while listening beyond loopback without users.
+    pub protected_mode: bool,
 }
 
 /// Limits of Arrow batches, where a reader asks for no others.
@@ -166,9 +183,9 @@ impl Config {
         warnings: &mut Vec<Warning>,
     ) -> Result<Self> {
         let Host(host) = settings.host.unwrap_or(Host(Ipv4Addr::LOCALHOST.into()));
-        let http = match settings.http_port.unwrap_or(HttpPort::On(8080)) {
-            HttpPort::Off => None,
-            HttpPort::On(port) => Some(HttpConfig {
+        let http = match settings.http_port.unwrap_or(OptionalPort::On(8080)) {
+            OptionalPort::Off => None,
+            OptionalPort::On(port) => Some(HttpConfig {
                 addr: SocketAddr::new(host, port),
                 protected_mode: !settings.no_protected_mode.unwrap_or(false),
                 connections_max: HTTP_CONNECTIONS_MAX,
@@ -195,12 +212,6 @@ impl Config {
                 kafka.embed(embedded.kafka_addr, brokers, warnings);
             }
             None => {
-                if !topics.is_empty() {
-                    warnings.push(Warning(
-                        "topics are created in the embedded broker only, use `karrow topics create`"
-                            .to_owned(),
-                    ));
-                }
                 for (name, given) in [
                     ("data-dir", settings.data_dir.is_some()),
                     ("kafka-port", settings.kafka_port.is_some()),
@@ -215,6 +226,15 @@ impl Config {
             }
         }
         let resp = resp_config(&settings, host, &kafka, warnings);
+        let flight = match settings.flight_port.unwrap_or(OptionalPort::On(8815)) {
+            OptionalPort::Off => None,
+            OptionalPort::On(port) => Some(FlightConfig {
+                addr: SocketAddr::new(host, port),
+                request_bytes_max: resp.bulk_bytes_max,
+                protected_mode: resp.protected_mode,
+            }),
+        };
+        let streams = streams_config(&settings, topics);
         Ok(Self {
             formats: formats_config(&settings)?,
             batches: BatchConfig {
@@ -223,9 +243,10 @@ impl Config {
             },
             resp,
             http,
+            flight,
             kafka,
             embedded,
-            topics,
+            streams,
             shutdown_grace: span(settings.shutdown_grace, Duration::from_secs(30)),
             log: LogConfig {
                 format: settings.log_format.unwrap_or_default(),
@@ -234,6 +255,25 @@ impl Config {
                     .map_or_else(|| "info".to_owned(), |LogLevel(level)| level),
             },
         })
+    }
+}
+
+fn streams_config(settings: &Settings, topics: Vec<String>) -> StreamsConfig {
+    let bytes = |size: Option<ByteSize>, default| size.map_or(default, |ByteSize(bytes)| bytes);
+    let (patterns, topics): (Vec<_>, Vec<_>) =
+        topics.into_iter().partition(|name| name.starts_with('^'));
+    StreamsConfig {
+        // They were checked when they were parsed.
+        patterns: patterns.iter().filter_map(|pattern| Regex::new(pattern).ok()).collect(),
+        topics,
+        start: settings.start.unwrap_or_default(),
+        rows_max: settings.batch_size.map_or(8_192, |Count(rows)| rows),
+        bytes_max: bytes(settings.batch_bytes, 1 << 20),
+        linger: span(settings.batch_linger, Duration::from_millis(50)),
+        age_max: span(settings.ttl, Duration::from_secs(60)),
+        window_bytes_max: bytes(settings.buffer_limit, 100 << 20),
+        memory_bytes_max: bytes(settings.memory_limit, 1 << 30),
+        when_full: settings.when_full.unwrap_or_default(),
     }
 }
 

@@ -21,6 +21,8 @@ pub enum ErrorKind {
     Unavailable,
     /// A limit is reached.
     Exhausted,
+    /// A place in a log that is not there any more, or not yet.
+    OutOfRange,
     /// A bug, or the operating system refusing something that should work.
     Internal,
 }

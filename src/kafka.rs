@@ -6,6 +6,7 @@ pub mod embedded;
 mod native;
 pub mod options;
 pub mod producer;
+pub mod reader;
 pub mod record;
 mod spent;
 pub mod topics;

@@ -21,3 +21,5 @@ pub mod banner;
 pub mod app;
 
 pub mod cli;
+
+pub mod client;

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as UsageErrorKind;
+use karrow::client;
 use karrow::config::environment::{self, Mistake};
+use karrow::config::flags::client::ClientFlags;
 use karrow::config::flags::{Command, LogFormat, ServeFlags, TopicsFlags};
 use karrow::config::{Config, KafkaConfig, LogConfig, Warning};
 use karrow::error::{Error, ErrorKind, Result};
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(flags) => serve(*flags),
         Command::Topics(flags) => topics(flags).map(|()| ExitCode::SUCCESS),
+        Command::Client(flags) => client(flags).map(|()| ExitCode::SUCCESS),
     };
     match outcome {
         Ok(code) => code,
@@ -112,6 +115,27 @@ fn topics(flags: TopicsFlags) -> Result<(), Failure> {
         .build()
         .map_err(|error| internal("cannot start", &error))?;
     runtime.block_on(karrow::cli::topics::run(flags, kafka)).map_err(Failure::Runtime)
+}
+
+fn client(flags: ClientFlags) -> Result<(), Failure> {
+    // The connection lives while the output waits for its reader.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| internal("cannot start threads", &error))?;
+    let done = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        cancel_on_signal(stop.clone()).map_err(|error| internal("cannot watch signals", &error))?;
+        match client::run(flags, stop).await {
+            Ok(()) | Err(client::Failure::ReaderGone) => Ok(()),
+            Err(client::Failure::Usage(error)) => Err(Failure::Usage(error)),
+            Err(client::Failure::Failed(error)) => Err(Failure::Runtime(error)),
+        }
+    });
+    // Nobody waits for who reads stdin.
+    runtime.shutdown_background();
+    done
 }
 
 fn internal(what: &str, error: &std::io::Error) -> Failure {

@@ -54,6 +54,28 @@ pub struct Metrics {
     pub missing_topics: IntGaugeVec,
     /// librdkafka clients in this process.
     pub kafka_clients: IntGauge,
+    /// Calls of Arrow Flight, by name.
+    pub flight_requests: IntCounterVec,
+    /// Those that ended with an error, by name and code.
+    pub flight_errors: IntCounterVec,
+    /// Bytes of Arrow messages to and from Flight clients, by call.
+    pub flight_bytes: IntCounterVec,
+    /// Batches to Flight clients (`shared`, `encoded`).
+    pub flight_batches: IntCounterVec,
+    /// Topics kept as streams, by phase.
+    pub streams: IntGaugeVec,
+    /// Bytes in the window of a stream, by topic.
+    pub stream_bytes: IntGaugeVec,
+    /// Rows in the window of a stream, by topic.
+    pub stream_rows: IntGaugeVec,
+    /// Age of the oldest batch in the window of a stream, by topic.
+    pub stream_age: IntGaugeVec,
+    /// Records that a stream is behind, by topic.
+    pub stream_lag: IntGaugeVec,
+    /// Readers of a stream, by topic.
+    pub stream_readers: IntGaugeVec,
+    /// Rows that left the window of a stream, by topic and reason (`full`, `old`).
+    pub stream_dropped_rows: IntCounterVec,
     /// Rows of batches, by topic and format of the payload.
     pub decoded_rows: IntCounterVec,
     /// Bytes of the payloads they were decoded from, by topic and format.
@@ -201,6 +223,57 @@ impl Metrics {
             schema_registry_seconds: make.histogram(
                 "karrow_schema_registry_seconds",
                 "Duration of requests to the schema registry.",
+            )?,
+            flight_requests: make.counters(
+                "karrow_flight_requests_total",
+                "Calls of Arrow Flight.",
+                &["rpc"],
+            )?,
+            flight_errors: make.counters(
+                "karrow_flight_errors_total",
+                "Calls of Arrow Flight that ended with an error, by its code.",
+                &["rpc", "code"],
+            )?,
+            flight_bytes: make.counters(
+                "karrow_flight_bytes_total",
+                "Bytes of Arrow messages to and from Flight clients.",
+                &["rpc"],
+            )?,
+            flight_batches: make.counters(
+                "karrow_flight_batches_total",
+                "Batches to Flight clients: shared, as their window has them, or encoded for one reader.",
+                &["encoding"],
+            )?,
+            streams: make.gauges("karrow_streams", "Topics kept as streams, by phase.", &["phase"])?,
+            stream_bytes: make.gauges(
+                "karrow_stream_window_bytes",
+                "Bytes in the window of a stream.",
+                &["topic"],
+            )?,
+            stream_rows: make.gauges(
+                "karrow_stream_window_rows",
+                "Rows in the window of a stream.",
+                &["topic"],
+            )?,
+            stream_age: make.gauges(
+                "karrow_stream_window_age_ms",
+                "Age of the oldest batch in the window of a stream, in milliseconds.",
+                &["topic"],
+            )?,
+            stream_lag: make.gauges(
+                "karrow_stream_lag_messages",
+                "Records between the end of a stream's window and that of its topic.",
+                &["topic"],
+            )?,
+            stream_readers: make.gauges(
+                "karrow_stream_readers",
+                "Readers of a stream.",
+                &["topic"],
+            )?,
+            stream_dropped_rows: make.counters(
+                "karrow_stream_dropped_rows_total",
+                "Rows that left the window of a stream: it was full, or they were old.",
+                &["topic", "reason"],
             )?,
             registry: registry.clone(),
         };

@@ -51,7 +51,7 @@ fn the_defaults_are_the_documented_ones() {
     assert!(http.protected_mode);
     assert_eq!(config.kafka.bootstrap_servers(), "localhost:9092");
     assert_eq!(config.kafka.consumer["bootstrap.servers"], "localhost:9092");
-    assert!(config.embedded.is_none() && config.topics.is_empty());
+    assert!(config.embedded.is_none() && config.streams.topics.is_empty());
     assert!(config.resp.protected_mode);
     assert!(config.resp.io_threads >= 1);
     assert_eq!(config.resp.clients_max, 10_000);
@@ -198,7 +198,8 @@ fn values_are_read_as_people_write_them() {
         "127.0.0.1:0"
     );
     assert_eq!(toml("host = \"::\"").unwrap().resp.addr.to_string(), "[::]:6380");
-    let topics = toml("embedded = true\ntopics = [\"a\", \" b\", \"a\", \"\"]").unwrap().topics;
+    let topics =
+        toml("embedded = true\ntopics = [\"a\", \" b\", \"a\", \"\"]").unwrap().streams.topics;
     assert_eq!(topics, ["a", "b"]);
 }
 
@@ -587,11 +588,9 @@ fn a_wrong_variable_is_one_line_that_names_it() {
 
 #[test]
 fn a_setting_that_nothing_uses_is_a_warning() {
-    for (text, expected) in [
-        ("data-dir = \"d\"", "data-dir is not used"),
-        ("kafka-port = 1", "kafka-port is not used"),
-        ("topics = [\"a\"]", "topics are created in the embedded broker only"),
-    ] {
+    for (text, expected) in
+        [("data-dir = \"d\"", "data-dir is not used"), ("kafka-port = 1", "kafka-port is not used")]
+    {
         let (_dir, path) = file("karrow.toml", text);
         let (_, warnings) = load(&[&path], Settings::default()).unwrap();
         assert!(matches!(&*warnings, [only] if only.0.contains(expected)), "{warnings:?}");

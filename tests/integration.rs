@@ -5,10 +5,12 @@
 
 mod ack;
 mod arrow;
+mod client;
 mod config;
 mod consume;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
+mod flight;
 mod handshake;
 mod http;
 mod latest;
@@ -19,5 +21,6 @@ mod protocol;
 mod rebalance;
 mod schemas;
 mod shutdown;
+mod streams;
 mod support;
 mod tidy;

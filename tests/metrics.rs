@@ -2,6 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::{FlightClient, FlightDescriptor};
+use futures::StreamExt;
+use tonic::transport::Channel;
+
 use crate::support::kafka::{Code, HEARTBEAT, OFFSET_COMMIT, PRODUCE};
 use crate::support::registry::Registry;
 use crate::support::{Kafka, Karrow, Reply, eventually};
@@ -15,14 +20,30 @@ fn names() -> BTreeSet<String> {
     names.map(str::to_owned).collect()
 }
 
+async fn flights(karrow: &Karrow) -> FlightClient {
+    let address = format!("http://{}", karrow.flight_addr());
+    let channel = Channel::from_shared(address).expect("an address").connect().await;
+    FlightClient::new(channel.expect("a connection"))
+}
+
+/// What comes to `topic` from now on.
+async fn follow(karrow: &Karrow, topic: &str) -> FlightRecordBatchStream {
+    let mut client = flights(karrow).await;
+    let command = format!(r#"{{"topic":"{topic}","from":"latest","to":"follow"}}"#);
+    let plan = client.get_flight_info(FlightDescriptor::new_cmd(command)).await.expect("a plan");
+    let ticket = plan.endpoint[0].ticket.clone().expect("a ticket");
+    client.do_get(ticket).await.expect("a stream")
+}
+
 #[test]
 fn every_metric_moves() {
-    let kafka = Kafka::with(&[("t", 1), ("p", 1), ("stuck", 1), ("j", 1), ("j.dlq", 1)]);
+    let kafka = Kafka::with(&[("t", 1), ("p", 1), ("stuck", 1), ("j", 1), ("j.dlq", 1), ("s", 1)]);
     kafka.put_all("t", 0, ["one", "three", "five"]);
     let registry = Registry::start();
     let url = registry.url();
     let mut flags = vec!["--max-clients", "6", "--json-fields", "1", "--schema-registry", &url];
     flags.extend(["--on-bad-record", "dead-letter"]);
+    flags.extend(["--ttl", "3s", "--when-full", "pause", "--buffer-limit", "1"]);
     let karrow = Karrow::with(&kafka, &flags, |_| {});
     let before = karrow.metrics();
     let mut moved = BTreeSet::new();
@@ -37,6 +58,36 @@ fn every_metric_moves() {
     };
     let metric = |name: &str| karrow.metric(name);
     let labelled = |name: &str, labels: &str| karrow.metric(&format!("{name}{{{labels}}}"));
+
+    // A window that is full after one batch, until that is old.
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut followed = runtime.block_on(follow(&karrow, "s"));
+    kafka.put("s", 0, "first");
+    let is_some = |count: f64| count > 0.0;
+    karrow.await_metric("karrow_streams{phase=\"paused\"}", is_some);
+    for gauge in ["window_bytes", "window_rows", "window_age_ms", "readers"] {
+        karrow.await_metric(&format!("karrow_stream_{gauge}{{topic=\"s\"}}"), is_some);
+    }
+    look();
+    kafka.put("s", 0, "second");
+    karrow.await_metric("karrow_stream_lag_messages{topic=\"s\"}", is_some);
+    look();
+    let dropped = "karrow_stream_dropped_rows_total{reason=\"old\",topic=\"s\"}";
+    karrow.await_metric(dropped, is_some);
+    let next = runtime.block_on(async { followed.next().await });
+    assert_eq!(next.expect("a batch").expect("no error").num_rows(), 1);
+    assert!(labelled("karrow_flight_requests_total", "rpc=\"DoGet\"") == 1.0);
+    assert!(labelled("karrow_flight_bytes_total", "rpc=\"DoGet\"") > 0.0);
+    assert!(labelled("karrow_flight_batches_total", "encoding=\"encoded\"") > 0.0);
+    runtime.block_on(async {
+        let mut flights = flights(&karrow).await;
+        let nothing = flights.get_flight_info(FlightDescriptor::new_path(vec!["none".to_owned()]));
+        assert!(nothing.await.is_err());
+    });
+    let not_found = "code=\"NOT_FOUND\",rpc=\"GetFlightInfo\"";
+    assert_eq!(labelled("karrow_flight_errors_total", not_found), 1.0);
+    drop(followed);
+    look();
 
     let mut client = karrow.named("g:n");
     assert_eq!(metric("karrow_connections"), 1.0);

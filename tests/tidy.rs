@@ -11,8 +11,8 @@ const LAYERS: &[&[&str]] = &[
     &["decode"],
     &["stream"],
     &["sql"],
-    // The edges never use one another; `listener` is what they share.
-    &["serve/listener"],
+    // The edges never use one another; these are what they share.
+    &["serve/listener", "serve/glob"],
     &["serve/resp", "serve/flight", "serve/http"],
     &["banner", "cli", "client"],
     &["app"],
@@ -37,12 +37,15 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["axum", "hyper", "hyper_util"], &["src/serve/http"]),
     (&["protox", "prost_reflect"], &["src/decode/protobuf"]),
     (&["reqwest"], &["src/decode/schema_registry.rs"]),
+    (&["comfy_table", "indicatif", "parquet", "terminal_size"], &["src/client"]),
     (&["redis_protocol"], &["src/serve/resp"]),
+    (&["tonic", "arrow_flight"], &["src/serve/flight", "src/client"]),
     (
         &["clap"],
         &[
-            "src/config/flags.rs",
+            "src/config/flags",
             "src/config/formats.rs",
+            "src/config/streams.rs",
             "src/config/environment.rs",
             "src/main.rs",
         ],

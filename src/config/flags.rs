@@ -3,6 +3,8 @@
 //! [`Settings`] is one list read twice: by clap from flags and environment, by serde from
 //! karrow.toml. So every setting has the same name in all three places.
 
+pub mod client;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,10 +15,14 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
+use regex::Regex;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use client::ClientFlags;
+
 use super::formats::{Format, OnBadRecord, TopicSettings};
+use super::streams::{Start, WhenFull};
 use super::topic_is_legal;
 use super::units::{ByteSize, Count, Span, from_text};
 
@@ -36,6 +42,8 @@ pub enum Command {
     Serve(Box<ServeFlags>),
     /// List, create and delete topics, on any Kafka
     Topics(TopicsFlags),
+    /// Read and write topics of a running karrow, over Arrow Flight
+    Client(ClientFlags),
 }
 
 /// `karrow serve`.
@@ -128,13 +136,17 @@ pub struct Settings {
 
     /// Port for /metrics, /livez and /readyz; `off` for none [default: 8080]
     #[arg(long, value_name = "PORT", env = "KARROW_HTTP_PORT")]
-    pub http_port: Option<HttpPort>,
+    pub http_port: Option<OptionalPort>,
+
+    /// Port for Arrow Flight; `off` for none [default: 8815]
+    #[arg(long, value_name = "PORT", env = "KARROW_FLIGHT_PORT")]
+    pub flight_port: Option<OptionalPort>,
 
     /// Kafka's addresses [default: localhost:9092]
     #[arg(long, value_name = "HOST:PORT,…", env = "KARROW_BROKERS")]
     pub brokers: Option<Brokers>,
 
-    /// Topics to create in the embedded broker
+    /// Topics that are streams from the start, and exist in the embedded broker; `^…` is a regular expression
     #[arg(long, value_name = "TOPIC,…", env = "KARROW_TOPICS", value_delimiter = ',')]
     pub topics: Option<Vec<TopicName>>,
 
@@ -201,6 +213,30 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", env = "KARROW_BATCH_BYTES")]
     pub batch_bytes: Option<ByteSize>,
 
+    /// How long a batch of a stream may wait to fill up [default: 50ms]
+    #[arg(long, value_name = "DURATION", env = "KARROW_BATCH_LINGER")]
+    pub batch_linger: Option<Span>,
+
+    /// Where streams begin: latest, earliest, timestamp:<ms>, offset:<n> [default: latest]
+    #[arg(long, value_name = "WHERE", env = "KARROW_START")]
+    pub start: Option<Start>,
+
+    /// How old a batch of a stream may become, and how long a stream nobody reads stays [default: 60s]
+    #[arg(long, value_name = "DURATION", env = "KARROW_TTL")]
+    pub ttl: Option<Span>,
+
+    /// Bytes in the window of one stream [default: 100MiB]
+    #[arg(long, value_name = "SIZE", env = "KARROW_BUFFER_LIMIT")]
+    pub buffer_limit: Option<ByteSize>,
+
+    /// Bytes in the windows of all streams [default: 1GiB]
+    #[arg(long, value_name = "SIZE", env = "KARROW_MEMORY_LIMIT")]
+    pub memory_limit: Option<ByteSize>,
+
+    /// What happens when the window of a stream is full [default: drop-oldest]
+    #[arg(long, value_name = "POLICY", env = "KARROW_WHEN_FULL")]
+    pub when_full: Option<WhenFull>,
+
     /// Fields of a topic's JSON objects that get columns; the rest shares one, as text [default: 1000]
     #[arg(long, value_name = "N", env = "KARROW_JSON_FIELDS")]
     pub json_fields: Option<Count<1, 100_000>>,
@@ -263,6 +299,7 @@ impl Settings {
             host: self.host.or(lower.host),
             port: self.port.or(lower.port),
             http_port: self.http_port.or(lower.http_port),
+            flight_port: self.flight_port.or(lower.flight_port),
             brokers: self.brokers.or(lower.brokers),
             topics: self.topics.or(lower.topics),
             embedded: self.embedded.or(lower.embedded),
@@ -280,6 +317,12 @@ impl Settings {
             on_bad_record: self.on_bad_record.or(lower.on_bad_record),
             batch_size: self.batch_size.or(lower.batch_size),
             batch_bytes: self.batch_bytes.or(lower.batch_bytes),
+            batch_linger: self.batch_linger.or(lower.batch_linger),
+            start: self.start.or(lower.start),
+            ttl: self.ttl.or(lower.ttl),
+            buffer_limit: self.buffer_limit.or(lower.buffer_limit),
+            memory_limit: self.memory_limit.or(lower.memory_limit),
+            when_full: self.when_full.or(lower.when_full),
             json_fields: self.json_fields.or(lower.json_fields),
             topic: if self.topic.is_empty() { lower.topic } else { self.topic },
             io_threads: self.io_threads.or(lower.io_threads),
@@ -314,16 +357,16 @@ impl FromStr for Host {
     }
 }
 
-/// A port, or no HTTP at all.
+/// A port, or no listener at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HttpPort {
-    /// Serve no HTTP.
+pub enum OptionalPort {
+    /// Serve nothing.
     Off,
-    /// Serve it here; 0 lets the system choose.
+    /// Serve here; 0 lets the system choose.
     On(u16),
 }
 
-impl FromStr for HttpPort {
+impl FromStr for OptionalPort {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -378,7 +421,7 @@ pub(super) fn check_brokers(brokers: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The name of a topic to create. Empty is none: that is how compose files say it in a variable.
+/// The name of a topic, or behind a `^` a regular expression for names. Empty is none: that is how compose files say it in a variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicName(pub String);
 
@@ -387,6 +430,10 @@ impl FromStr for TopicName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text.trim();
+        if name.starts_with('^') {
+            Regex::new(name).map_err(|error| format!("'{name}': {error}"))?;
+            return Ok(Self(name.to_owned()));
+        }
         match name.is_empty() || topic_is_legal(name) {
             true => Ok(Self(name.to_owned())),
             false => {
@@ -442,7 +489,7 @@ impl<'de> Deserialize<'de> for Host {
     }
 }
 
-impl<'de> Deserialize<'de> for HttpPort {
+impl<'de> Deserialize<'de> for OptionalPort {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         from_text(input)
     }

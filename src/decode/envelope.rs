@@ -206,13 +206,7 @@ impl RecordDecoder {
             (_, None) => {}
             (Layout::Struct, Some(payload)) => add("payload", payload, true),
             (Layout::Flat, Some(payload)) => {
-                let lifted = match payload.as_any().downcast_ref::<StructArray>() {
-                    Some(payload) => lifted(payload),
-                    None => {
-                        let field = Field::new("payload", payload.data_type().clone(), true);
-                        vec![(Arc::new(field), payload)]
-                    }
-                };
+                let lifted = lifted(&payload);
                 let is_wanted =
                     |(field, _): &(FieldRef, _)| self.projection.field(field.name()).is_some();
                 columns.extend(lifted.into_iter().filter(is_wanted));
@@ -349,9 +343,33 @@ fn is_taken(name: &str) -> bool {
     name.strip_prefix('_').is_some_and(|name| ENVELOPE.contains(&name))
 }
 
-/// The fields of a payload as columns. A null payload is null in each; a name that an envelope's column has gets a `_`
+/// A batch of the struct layout in the flat one.
+///
+/// # Errors
+/// A failure of ours.
+pub fn flat(batch: &RecordBatch) -> Result<RecordBatch> {
+    let mut columns = Vec::with_capacity(batch.num_columns());
+    for (field, array) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+        if field.name() == "payload" {
+            columns.extend(lifted(array));
+        } else {
+            let name = envelope_name(field.name(), Layout::Flat);
+            columns.push((Arc::new(field.as_ref().clone().with_name(name)), array.clone()));
+        }
+    }
+    let (fields, arrays): (Vec<FieldRef>, Vec<ArrayRef>) = columns.into_iter().unzip();
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options)
+        .map_err(internal)
+}
+
+/// The fields of a payload as columns; one that has none is a column itself. A null payload is null in each; a name that an envelope's column has gets a `_`
 /// behind it, so that metadata never collides with a field.
-fn lifted(payload: &StructArray) -> Vec<(FieldRef, ArrayRef)> {
+fn lifted(payload: &ArrayRef) -> Vec<(FieldRef, ArrayRef)> {
+    let Some(payload) = payload.as_any().downcast_ref::<StructArray>() else {
+        let field = Field::new("payload", payload.data_type().clone(), true);
+        return vec![(Arc::new(field), payload.clone())];
+    };
     let is_field = |name: &str| payload.fields().iter().any(|field| field.name() == name);
     payload
         .fields()

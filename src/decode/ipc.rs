@@ -1,7 +1,7 @@
 //! Arrow IPC streams as payloads: each row of a stream becomes a row, with the envelope of its record, and one without rows
 //! becomes a bad row; streams of different schemas share the columns of both.
 
-pub(super) mod plain;
+pub(crate) mod plain;
 mod stream;
 
 use std::sync::Arc;

@@ -1,6 +1,8 @@
 //! [`append`]: the rows of a batch as messages to be produced, the way back from columns to records.
 
 mod json;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,9 +14,21 @@ use arrow::datatypes::{
 };
 
 use super::ipc::plain::bytes_at;
+use super::ipc::{guarded, read_stream};
+use super::reject::{RecordLimits, Reject};
 use crate::error::{Error, Result};
 use crate::kafka::producer::{Header, OwnedMessage};
 use json::Json;
+
+/// How much larger than the largest argument or message of a client an Arrow stream may become without its compression, and
+/// the rows of all streams of a command.
+pub const STREAM_EXPANSION_MAX: usize = 8;
+
+/// Rows, values and list items in all the columns of one Arrow stream.
+const STREAM_ELEMENTS_MAX: usize = 16_000_000;
+
+/// Rows of all the Arrow streams of one command.
+const ROWS_MAX: usize = 1_000_000;
 
 /// Columns that say something about a message and are no part of its payload.
 const META: [&str; 4] = ["key", "headers", "timestamp", "partition"];
@@ -100,21 +114,43 @@ impl Wrong {
     }
 }
 
+/// The messages of the IPC streams of one command, of `bytes_max` in all. Errors count rows from `before` on.
+///
+/// # Errors
+/// A stream is damaged, or is too large without its compression; or as [`append`].
+pub fn rows_of(streams: &[&[u8]], before: usize, bytes_max: usize) -> Result<Vec<OwnedMessage>> {
+    let limits =
+        RecordLimits { bytes_max, elements_max: STREAM_ELEMENTS_MAX, ..RecordLimits::default() };
+    let wrong = |reject: Reject| Error::invalid(reject.message);
+    let mut budget = Budget::new(bytes_max);
+    let mut rows = Vec::new();
+    for stream in streams {
+        for batch in read_stream(stream, &limits).map_err(wrong)? {
+            if rows.len() + batch.num_rows() > ROWS_MAX {
+                return Err(Error::invalid(format!("more than {ROWS_MAX} rows in one command")));
+            }
+            guarded(|| Ok(append(&batch, before, &mut budget, &mut rows))).map_err(wrong)??;
+        }
+    }
+    Ok(rows)
+}
+
 /// Appends the rows of `batch` to `rows`: its columns `key`, `headers`, `timestamp`, `partition` and `payload` are those
 /// of a message; without a `payload` the other columns are the fields of a JSON object. They are booked in `budget`
-/// before they are made.
+/// before they are made. Errors count rows from `before` on.
 ///
 /// # Errors
 /// A column has a type that its part of a message cannot have; it is named. A payload that cannot be written as JSON, a
 /// negative partition, a header without a name, or no budget for it: the row is named.
 pub fn append(
     batch: &RecordBatch,
+    before: usize,
     budget: &mut Budget,
     rows: &mut Vec<OwnedMessage>,
 ) -> Result<()> {
     // Names are looked at batch by batch.
     budget.take(names(batch.schema_ref().fields())).map_err(|wrong| Error::invalid(wrong.what))?;
-    Rows::new(batch, rows.len())?.append(budget, rows)
+    Rows::new(batch, before + rows.len())?.append(budget, rows)
 }
 
 /// Bytes of the names of all fields.

@@ -389,19 +389,7 @@ impl GroupConsumer {
 
     /// First and next offset of a partition as the last fetch had them; costs no request.
     pub fn cached_offsets(&self, topic: &str, partition: i32) -> Option<(i64, i64)> {
-        let topic = c_string(topic).ok()?;
-        let (mut low, mut high) = (-1, -1);
-        // SAFETY: the client is alive, the places are writable.
-        let code = unsafe {
-            sys::rd_kafka_get_watermark_offsets(
-                self.handle.ptr(),
-                topic.as_ptr(),
-                partition,
-                &raw mut low,
-                &raw mut high,
-            )
-        };
-        (KafkaCode(code).is_ok() && high >= 0).then_some((low, high))
+        topics::cached_offsets(&self.handle, topic, partition)
     }
 
     /// Commits what is stored and leaves the group; gives up waiting after `deadline`. Blocks. Returns how its last commits went.
@@ -442,7 +430,7 @@ impl GroupConsumer {
     }
 }
 
-fn fetched(message: NonNull<sys::rd_kafka_message_t>, client: &Arc<Handle>) -> Fetched {
+pub(super) fn fetched(message: NonNull<sys::rd_kafka_message_t>, client: &Arc<Handle>) -> Fetched {
     // SAFETY: librdkafka returned the message to us, alive.
     let raw = unsafe { message.as_ref() };
     if KafkaCode(raw.err).is_ok() {

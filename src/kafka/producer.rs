@@ -21,7 +21,7 @@ use prometheus::IntCounter;
 use rdkafka_sys as sys;
 use tokio::sync::{Notify, Semaphore};
 
-pub use books::{Account, Stats, Ticket};
+pub use books::{Account, Stats, StoredOffsets, Ticket};
 use books::{MISSING_LABEL, settle_reports};
 use message::hand_over;
 pub use message::{Header, Message, OwnedMessage};

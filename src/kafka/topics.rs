@@ -20,10 +20,19 @@ pub struct TopicInfo {
 }
 
 /// A topic object that only serves to name the topic in a request.
-struct TopicRef(*mut sys::rd_kafka_topic_t);
+pub(super) struct TopicRef(*mut sys::rd_kafka_topic_t);
+
+// SAFETY: librdkafka's topic objects lock themselves.
+unsafe impl Send for TopicRef {}
+// SAFETY: as above.
+unsafe impl Sync for TopicRef {}
 
 impl TopicRef {
-    fn new(handle: &Handle, topic: &str) -> Result<Self, KafkaCode> {
+    pub(super) fn ptr(&self) -> *mut sys::rd_kafka_topic_t {
+        self.0
+    }
+
+    pub(super) fn new(handle: &Handle, topic: &str) -> Result<Self, KafkaCode> {
         let invalid = KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__INVALID_ARG);
         let name = c_string(topic).map_err(|_| invalid)?;
         // SAFETY: the client is alive; a null configuration means the client's own.
@@ -111,11 +120,54 @@ pub(super) fn partition_count(handle: &Arc<Handle>, topic: &str, timeout: Durati
     Ok(0)
 }
 
-/// The stable end (or, with `read_uncommitted`, the end) of each of `partitions` as their leaders have it now, in one
-/// request a leader.
+/// First and next offset of a partition as the last fetch had them; costs no request.
+pub(super) fn cached_offsets(
+    handle: &Arc<Handle>,
+    topic: &str,
+    partition: i32,
+) -> Option<(i64, i64)> {
+    let topic = c_string(topic).ok()?;
+    let (mut low, mut high) = (-1, -1);
+    // SAFETY: the client is alive, the places are writable.
+    let code = unsafe {
+        sys::rd_kafka_get_watermark_offsets(
+            handle.ptr(),
+            topic.as_ptr(),
+            partition,
+            &raw mut low,
+            &raw mut high,
+        )
+    };
+    (KafkaCode(code).is_ok() && high >= 0).then_some((low, high))
+}
+
+/// Which offset of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OffsetOf {
+    /// The first that is there.
+    Beginning,
+    /// The next one that will be there.
+    End,
+    /// The first whose timestamp is at least so many milliseconds since the epoch; none, if all are older.
+    Time(i64),
+}
+
+/// The stable end (or, with `read_uncommitted`, the end) of each of `partitions`, see [`offsets`].
 pub(super) fn ends(
     handle: &Arc<Handle>,
     partitions: &[Partition],
+    uncommitted: bool,
+    timeout: Duration,
+) -> Result<Vec<Partition>> {
+    offsets(handle, partitions, OffsetOf::End, uncommitted, timeout)
+}
+
+/// An offset of each of `partitions` as their leaders have it now, in one request a leader; with `uncommitted` the end is
+/// not the stable one.
+pub(super) fn offsets(
+    handle: &Arc<Handle>,
+    partitions: &[Partition],
+    of: OffsetOf,
     uncommitted: bool,
     timeout: Duration,
 ) -> Result<Vec<Partition>> {
@@ -126,11 +178,16 @@ pub(super) fn ends(
     } else {
         sys::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED
     };
+    let asked = match of {
+        OffsetOf::Beginning => sys::RD_KAFKA_OFFSET_BEGINNING.into(),
+        OffsetOf::End => sys::RD_KAFKA_OFFSET_END.into(),
+        OffsetOf::Time(millis) => millis,
+    };
     let mut why = [0; 256];
     // SAFETY: client, list and queue are alive; librdkafka copies list and options before the call returns.
     unsafe {
         for index in 0..partitions.len() {
-            (*(*list.ptr()).elems.add(index)).offset = sys::RD_KAFKA_OFFSET_END.into();
+            (*(*list.ptr()).elems.add(index)).offset = asked;
         }
         let options = sys::rd_kafka_AdminOptions_new(
             handle.ptr(),
@@ -149,11 +206,11 @@ pub(super) fn ends(
     // The request has its own deadline; this one only guards against its loss.
     let Some(event) = queue.poll(millis(timeout * 2)) else {
         return Err(
-            KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT).into_error("ends")
+            KafkaCode(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT).into_error("offsets")
         );
     };
-    event.code().check("ends")?;
-    let mut ends = Vec::new();
+    event.code().check("offsets")?;
+    let mut found_all = Vec::new();
     // SAFETY: the event is alive and owns its result; `count` elements are valid and copied.
     unsafe {
         let result = sys::rd_kafka_event_ListOffsets_result(event.ptr());
@@ -163,12 +220,12 @@ pub(super) fn ends(
             let found = sys::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
             let topic = text_of((*found).topic);
             let code = KafkaCode((*found).err);
-            code.check(format_args!("end of {topic}:{}", (*found).partition))?;
+            code.check(format_args!("offset of {topic}:{}", (*found).partition))?;
             let offset = Some((*found).offset).filter(|offset| *offset >= 0);
-            ends.push(Partition::new(Arc::from(topic), (*found).partition, offset));
+            found_all.push(Partition::new(Arc::from(topic), (*found).partition, offset));
         }
     }
-    Ok(ends)
+    Ok(found_all)
 }
 
 /// First and next offset of a partition; see [`super::consumer::GroupConsumer::offsets`].

@@ -1,4 +1,6 @@
-//! The HTTP edge: `/metrics`, `/livez`, `/readyz`.
+//! The HTTP edge: `/metrics`, `/livez`, `/readyz`, `/v1/streams`.
+
+mod streams;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
 use crate::serve::listener::is_denied;
 use crate::stream::registry::Registry;
+use crate::stream::streams::Streams;
 
 /// Whoever asks whether we are ready gives up after a second, most often.
 const READY_TIMEOUT: Duration = Duration::from_millis(800);
@@ -39,6 +42,8 @@ pub struct HttpState {
     pub metrics: Arc<Metrics>,
     /// Sessions, for their lag.
     pub registry: Arc<Registry>,
+    /// Topics as windows.
+    pub streams: Arc<Streams>,
     /// The producer, for what it has in flight.
     pub producer: Arc<Producer>,
     /// The schema registry, where there is one.
@@ -128,6 +133,8 @@ fn all_routes(state: Arc<HttpState>) -> Router {
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .route("/v1/streams", get(streams::all))
+        .route("/v1/streams/{topic}", get(streams::one))
         .with_state(state)
 }
 
@@ -180,6 +187,7 @@ fn observe(state: &HttpState) {
             }
         }
     }
+    streams::observe(&state.streams, metrics);
     metrics.sessions.with_label_values(&["live"]).set(live);
     metrics.sessions.with_label_values(&["dormant"]).set(dormant);
 }
@@ -213,18 +221,43 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::config::KafkaOptions;
+    use crate::config::formats::FormatsConfig;
+    use crate::config::streams::{Start, WhenFull};
+    use crate::decode::formats::Formats;
     use crate::kafka::producer::ProducerLimits;
+    use crate::stream::assembler::CutLimits;
+    use crate::stream::topic_stream::StreamSettings;
+    use crate::stream::window::{Memory, WindowLimits};
 
     #[tokio::test]
     async fn a_broker_whose_storage_has_failed_is_not_ready() {
         let metrics = Arc::new(Metrics::new().unwrap());
         let health = BrokerHealth::default();
-        let options = [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())].into();
+        let options: KafkaOptions =
+            [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())].into();
         let limits =
             ProducerLimits { connection_bytes_max: 1, topic_bytes_max: 1, message_bytes_max: 1 };
         let runtime = tokio::runtime::Handle::current();
+        let memory = Memory::new(0);
+        let settings = StreamSettings {
+            start: Start::Latest,
+            window: WindowLimits { bytes_max: 0, age_max: Duration::ZERO },
+            when_full: WhenFull::DropOldest,
+            cut: CutLimits { rows_max: 1, bytes_max: 1, linger: Duration::ZERO },
+        };
+        let formats = Arc::new(Formats::new(FormatsConfig::default(), None).unwrap());
+        let streams = Streams::new(
+            options.clone(),
+            settings,
+            memory,
+            formats,
+            metrics.clone(),
+            runtime.clone(),
+        );
         let state = Arc::new(HttpState {
             schemas: None,
+            streams: streams.unwrap(),
             registry: Registry::new(Default::default(), metrics.clone()),
             producer: Arc::new(Producer::new(&options, limits, runtime, metrics.clone())),
             metrics,

@@ -114,7 +114,8 @@ impl BatchOptions {
                 self.wait = Duration::from_millis(millis as u64);
             }
             "karrow.columns" => {
-                self.projection = columns(value).ok_or_else(|| wrong("a list of column names"))?
+                self.projection =
+                    columns_of(value).ok_or_else(|| wrong("a list of column names"))?
             }
             "karrow.layout" => {
                 self.layout = match text() {
@@ -124,12 +125,7 @@ impl BatchOptions {
                 };
             }
             "karrow.ipc.compression" => {
-                self.compression = match text() {
-                    "none" => None,
-                    "lz4" => Some(CompressionType::LZ4_FRAME),
-                    "zstd" => Some(CompressionType::ZSTD),
-                    _ => return Err(wrong("none, lz4 or zstd")),
-                };
+                self.compression = compression(text()).ok_or_else(|| wrong(COMPRESSIONS))?;
             }
             "karrow.format" => {
                 let format = serde_json::from_value(value.clone());
@@ -144,9 +140,33 @@ impl BatchOptions {
     }
 }
 
+/// What [`compression`] knows.
+pub const COMPRESSIONS: &str = "none, lz4 or zstd";
+
+/// The compression of this name.
+pub fn compression(name: &str) -> Option<Option<CompressionType>> {
+    match name {
+        "none" => Some(None),
+        "lz4" => Some(Some(CompressionType::LZ4_FRAME)),
+        "zstd" => Some(Some(CompressionType::ZSTD)),
+        _ => None,
+    }
+}
+
+/// `orders:0:41,orders:1:17`: the form that `RPUSH acks` takes.
+pub fn acks_text(acks: &[Ack]) -> String {
+    let mut text = String::new();
+    for ack in acks {
+        let comma = if text.is_empty() { "" } else { "," };
+        // Writing into a string cannot fail.
+        let _ = write!(text, "{comma}{}:{}:{}", ack.topic, ack.partition, ack.offset);
+    }
+    text
+}
+
 /// A list of names, or one text with commas between them. Dots lead into structs; where a field's own name has some, a list
 /// of the names on the way to it is one name.
-fn columns(value: &Value) -> Option<Projection> {
+pub fn columns_of(value: &Value) -> Option<Projection> {
     fn path(name: &Value) -> Option<Vec<&str>> {
         match name {
             Value::String(name) => Some(name.split('.').collect()),
@@ -176,14 +196,8 @@ pub fn encode(
     compression: Option<CompressionType>,
 ) -> Result<Vec<Bytes>> {
     let internal = |error: arrow::error::ArrowError| Error::internal(format!("Arrow IPC: {error}"));
-    let mut text = String::new();
-    for ack in acks {
-        let comma = if text.is_empty() { "" } else { "," };
-        // Writing into a string cannot fail.
-        let _ = write!(text, "{comma}{}:{}:{}", ack.topic, ack.partition, ack.offset);
-    }
     let mut schema = batch.schema().as_ref().clone();
-    schema.metadata.insert("karrow.acks".to_owned(), text);
+    schema.metadata.insert("karrow.acks".to_owned(), acks_text(acks));
     let batch = batch.with_schema(Arc::new(schema)).map_err(internal)?;
     let options = IpcWriteOptions::default().try_with_compression(compression).map_err(internal)?;
     let mut encoder =

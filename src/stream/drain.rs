@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
+use arrow::array::RecordBatch;
 use futures::future::BoxFuture;
 
 use super::acks::Ack;
-use super::batch::{BatchOptions, encode};
+use super::batch::BatchOptions;
 use super::letters::{Letter, Letters, letters_of};
 use super::session::{Pop, Room, Session};
 use crate::config::formats::{Format, OnBadRecord};
@@ -39,14 +39,14 @@ struct Held {
     letters: Vec<Letter>,
 }
 
-/// Records of one topic as an IPC stream; what it covers is not acked yet.
+/// Records of one topic; what it covers is not acked yet.
 pub struct Batch {
     /// The topic of its records.
     pub topic: Arc<str>,
     /// The last record of each partition.
     pub acks: Vec<Ack>,
-    /// The stream, in parts.
-    pub ipc: Vec<Bytes>,
+    /// Their rows.
+    pub rows: RecordBatch,
 }
 
 struct Topic {
@@ -187,7 +187,6 @@ impl Drain {
             OnBadRecord::Column | OnBadRecord::Fail => Vec::new(),
         };
         drop(views);
-        let ipc = encode(decoded.batch, &acks, self.options.compression)?;
         let topic = gathered.topic.clone();
         self.last = Some(topic.clone());
         Record::give_back(gathered.records.drain(..covered), bytes);
@@ -195,7 +194,7 @@ impl Drain {
         if gathered.records.is_empty() {
             self.gathered = None;
         }
-        self.hand_out(Held { batch: Batch { topic, acks, ipc }, letters })
+        self.hand_out(Held { batch: Batch { topic, acks, rows: decoded.batch }, letters })
     }
 
     /// Hands out a batch once its dead letters are stored: what a client has seen, it may ack.
@@ -213,6 +212,11 @@ impl Drain {
                 Err(error)
             }
         }
+    }
+
+    /// What was asked of its batches.
+    pub fn options(&self) -> &BatchOptions {
+        &self.options
     }
 
     /// Whether a batch waits for its dead letters.

@@ -23,6 +23,7 @@ pub struct Karrow {
     running: Option<Running>,
     resp: SocketAddr,
     http: SocketAddr,
+    flight: SocketAddr,
     /// Kafka's bootstrap servers.
     #[cfg(feature = "embedded-broker")]
     pub brokers: String,
@@ -60,7 +61,8 @@ impl Karrow {
         dir: Option<tempfile::TempDir>,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let line = ["karrow", "serve", "--port", "0", "--http-port", "0"].iter().chain(flags);
+        let any_port = ["karrow", "serve", "--port", "0", "--http-port", "0", "--flight-port", "0"];
+        let line = any_port.iter().chain(flags);
         let Command::Serve(flags) = Cli::try_parse_from(line).expect("flags").command else {
             panic!("serve was asked for");
         };
@@ -85,13 +87,16 @@ impl Karrow {
             .enable_all()
             .build()
             .expect("a runtime");
-        let running = runtime.block_on(app::start(config)).expect("karrow starts");
+        // A test may be asynchronous itself.
+        let running = tokio::task::block_in_place(|| runtime.block_on(app::start(config)));
+        let running = running.expect("karrow starts");
         let at = running.addresses().clone();
         Self {
             runtime: Some(runtime),
             running: Some(running),
             resp: at.resp,
             http: at.http.expect("HTTP is on"),
+            flight: at.flight.expect("Flight is on"),
             #[cfg(feature = "embedded-broker")]
             brokers: at.brokers,
             _dir: dir,
@@ -100,6 +105,10 @@ impl Karrow {
 
     pub fn resp_addr(&self) -> SocketAddr {
         self.resp
+    }
+
+    pub fn flight_addr(&self) -> SocketAddr {
+        self.flight
     }
 
     pub fn connect(&self) -> Client {
@@ -202,8 +211,10 @@ impl Drop for Karrow {
     fn drop(&mut self) {
         if let (Some(runtime), Some(running)) = (self.runtime.take(), self.running.take()) {
             // Connections end, so that consumers do not outlive the test's Kafka for long.
-            let _ = runtime.block_on(async {
-                tokio::time::timeout(Duration::from_secs(10), running.stop()).await
+            let _ = tokio::task::block_in_place(|| {
+                runtime.block_on(async {
+                    tokio::time::timeout(Duration::from_secs(10), running.stop()).await
+                })
             });
             runtime.shutdown_background();
         }

@@ -192,7 +192,7 @@ pub(super) fn slot_bytes(data_type: &DataType) -> usize {
 }
 
 /// The bytes of a slot of text or bytes, those of a dictionary too; `None` for a null, and for other types.
-pub(in crate::decode) fn bytes_at(array: &dyn Array, slot: usize) -> Option<&[u8]> {
+pub(crate) fn bytes_at(array: &dyn Array, slot: usize) -> Option<&[u8]> {
     if let DataType::Dictionary(..) = array.data_type() {
         let at = key_at(array, slot)?;
         return bytes_at(array.as_any_dictionary().values().as_ref(), at);
@@ -218,7 +218,7 @@ pub(in crate::decode) fn key_at(array: &dyn Array, slot: usize) -> Option<usize>
 }
 
 /// Which items a slot of a list or map has.
-pub(in crate::decode) fn items_at(array: &dyn Array, slot: usize) -> Range<usize> {
+pub(crate) fn items_at(array: &dyn Array, slot: usize) -> Range<usize> {
     fn between<O: OffsetSizeTrait>(offsets: &OffsetBuffer<O>, slot: usize) -> Range<usize> {
         let place = |slot: usize| offsets.get(slot).map_or(0, |offset| offset.as_usize());
         place(slot)..place(slot + 1)

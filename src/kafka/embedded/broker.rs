@@ -22,8 +22,8 @@ use tansu_sans_io::create_topics_request::CreatableTopic;
 use tansu_sans_io::metadata_response::MetadataResponseTopic;
 use tansu_sans_io::{
     Body, CreateTopicsRequest, DeleteTopicsRequest, ErrorCode, FetchRequest,
-    IncrementalAlterConfigsRequest, InitProducerIdRequest, InitProducerIdResponse, MetadataRequest,
-    MetadataResponse, ProduceRequest, ProduceResponse,
+    IncrementalAlterConfigsRequest, InitProducerIdRequest, InitProducerIdResponse,
+    ListOffsetsRequest, MetadataRequest, MetadataResponse, ProduceRequest, ProduceResponse,
 };
 use tansu_service::{
     BytesFrameLayer, FrameRequestLayer, FrameRouteBuilder, FrameRouteService, TcpBytesLayer,
@@ -45,7 +45,7 @@ use crate::error::Result;
 
 use super::delete::{DeleteTopics, Gate, Gated};
 use super::fetch::{LongFetch, Waiters};
-use super::guard::{CheckedTopics, SetConfigs, split_produce};
+use super::guard::{CheckedTopics, FoundOffsets, SetConfigs, split_produce};
 use super::{BrokerHealth, DRAIN, dir_error, internal};
 
 /// Keys every row of the database: changing it would hide all data. Also what Kafka clients see.
@@ -259,7 +259,6 @@ fn router(
         routes::describe_topic_partitions,
         routes::find_coordinator,
         routes::list_groups,
-        routes::list_offsets,
     ] {
         builder = route(builder, storage.clone())?;
     }
@@ -271,6 +270,7 @@ fn router(
     let produce = WakingProduce { waiters, health: health.clone() };
     builder = route::<ProduceRequest, _>(builder, storage, produce)?;
     builder = route::<CreateTopicsRequest, _>(builder, storage, CheckedTopics)?;
+    builder = route::<ListOffsetsRequest, _>(builder, storage, FoundOffsets)?;
     builder = route::<IncrementalAlterConfigsRequest, _>(builder, storage, SetConfigs)?;
     builder = route::<InitProducerIdRequest, _>(builder, storage, FreshProducerId)?;
     builder = route::<MetadataRequest, _>(builder, storage, CreatingMetadata)?;

@@ -15,11 +15,12 @@ use tansu_sans_io::metadata_response::MetadataResponseTopic;
 use tansu_sans_io::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use tansu_sans_io::{
     Body, CreateTopicsRequest, CreateTopicsResponse, ErrorCode, IncrementalAlterConfigsRequest,
-    IncrementalAlterConfigsResponse, NULL_TOPIC_ID, ProduceRequest,
+    IncrementalAlterConfigsResponse, ListOffsetsRequest, ListOffsetsResponse, NULL_TOPIC_ID,
+    ProduceRequest,
 };
 use tansu_storage::{
-    CreateTopicsService, Error as StorageError, IncrementalAlterConfigsService, Storage,
-    StorageContainer, TopicId,
+    CreateTopicsService, Error as StorageError, IncrementalAlterConfigsService, ListOffsetsService,
+    Storage, StorageContainer, TopicId,
 };
 
 use super::snappy;
@@ -127,6 +128,41 @@ fn set_defaults(topic: &mut CreatableTopic) {
     }
     if topic.replication_factor < 0 {
         topic.replication_factor = 1;
+    }
+}
+
+/// ListOffsets, which says that no record is as late as asked for, where tansu answers the offset 0.
+#[derive(Debug)]
+pub(super) struct FoundOffsets;
+
+impl Service<StorageContainer, ListOffsetsRequest> for FoundOffsets {
+    type Response = ListOffsetsResponse;
+    type Error = StorageError;
+
+    async fn serve(
+        &self,
+        ctx: Context<StorageContainer>,
+        req: ListOffsetsRequest,
+    ) -> Result<ListOffsetsResponse, StorageError> {
+        let by_time: HashSet<(String, i32)> = req
+            .topics
+            .iter()
+            .flatten()
+            .flat_map(|topic| topic.partitions.iter().flatten().map(move |of| (topic, of)))
+            // Negative ones stand for the beginning and the end.
+            .filter(|(_, partition)| partition.timestamp >= 0)
+            .map(|(topic, partition)| (topic.name.clone(), partition.partition_index))
+            .collect();
+        let mut response = ListOffsetsService.serve(ctx, req).await?;
+        for topic in response.topics.iter_mut().flatten() {
+            for partition in topic.partitions.iter_mut().flatten() {
+                let asked = (topic.name.clone(), partition.partition_index);
+                if by_time.contains(&asked) && partition.timestamp == Some(-1) {
+                    partition.offset = Some(-1);
+                }
+            }
+        }
+        Ok(response)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The books of the producer: who has how much in flight, who waits for what, and how reports settle both.
 
+use std::collections::BTreeMap;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -66,13 +67,40 @@ pub struct Ticket {
     total: usize,
     open: AtomicUsize,
     failed: Mutex<(usize, Option<Error>)>,
+    /// First and last offset by partition, if somebody wants to know.
+    stored: Option<Mutex<StoredOffsets>>,
     done: Arc<Notify>,
 }
+
+/// First and last offset of what was stored, by partition.
+pub type StoredOffsets = BTreeMap<i32, (i64, i64)>;
 
 impl Ticket {
     /// For `total` messages; `done` is notified when the last one is settled.
     pub fn new(total: usize, done: Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self { total, open: AtomicUsize::new(total), failed: Mutex::default(), done })
+        let (open, failed) = (AtomicUsize::new(total), Mutex::default());
+        Arc::new(Self { total, open, failed, stored: None, done })
+    }
+
+    /// The same, which also notes where messages are stored.
+    pub fn with_offsets(total: usize, done: Arc<Notify>) -> Arc<Self> {
+        let (open, failed) = (AtomicUsize::new(total), Mutex::default());
+        Arc::new(Self { total, open, failed, stored: Some(Mutex::default()), done })
+    }
+
+    /// Where messages were stored so far, by a ticket [with offsets](Self::with_offsets). Messages of others may lie between
+    /// the first and the last one.
+    pub fn offsets(&self) -> StoredOffsets {
+        self.stored.as_ref().map(|stored| stored.lock().clone()).unwrap_or_default()
+    }
+
+    fn note(&self, partition: i32, offset: i64) {
+        if let Some(stored) = &self.stored {
+            let mut stored = stored.lock();
+            let (first, last) = stored.entry(partition).or_insert((offset, offset));
+            *first = offset.min(*first);
+            *last = offset.max(*last);
+        }
     }
 
     /// `None` while messages are open, then how many were stored, or why some were not.
@@ -133,6 +161,13 @@ pub(super) fn settle_reports(shared: &Shared, event: &Event) {
             }
             if let Some(run) = &mut run {
                 run.count += 1;
+                // SAFETY: each message carries one reference to its lane, until the run is settled.
+                let lane = unsafe { &*lane };
+                if run.code.is_ok()
+                    && let Some(ticket) = &lane.ticket
+                {
+                    ticket.note(message.partition, message.offset);
+                }
                 // SAFETY: as above, and reports are served by one thread.
                 let headers = unsafe { headers_size(message) };
                 run.bytes += message.len + message.key_len + headers + MESSAGE_OVERHEAD_BYTES;

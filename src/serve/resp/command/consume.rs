@@ -15,7 +15,8 @@ use crate::error::{Error, ErrorKind};
 use crate::kafka::record::Record;
 use crate::serve::resp::reply::Output;
 use crate::stream::acks::Ack;
-use crate::stream::drain::{Batch, Drain, Drained};
+use crate::stream::batch::encode;
+use crate::stream::drain::{Drain, Drained};
 use crate::stream::session::{Pop, SessionName};
 
 /// In which form a message is answered.
@@ -121,17 +122,25 @@ impl Subscription {
     }
 }
 
+/// A batch as clients get it.
+struct Stream {
+    topic: Arc<str>,
+    acks: Vec<Ack>,
+    /// An IPC stream, in parts.
+    ipc: Vec<Bytes>,
+}
+
 /// What an LPOP found first.
 enum First {
     Record(Record),
-    Batch(Batch),
+    Batch(Stream),
     Nothing,
 }
 
 /// What a pop found.
 enum Next {
     Record(Record),
-    Batch(Batch),
+    Batch(Stream),
     /// A batch that may fill up until then.
     Filling(Instant),
     /// Schemas have to be fetched first. A registry that is away is no error of the data: the pop goes on waiting.
@@ -320,7 +329,15 @@ fn next(client: &mut Client, keys: &[&[u8]]) -> Next {
     let popped = match (&client.subscription, &mut client.drain) {
         (Some(subscription), Some(drain)) if subscription.is_arrow() => {
             match drain.next(session, hurry) {
-                Ok(Drained::Batch(batch)) => return Next::Batch(batch),
+                Ok(Drained::Batch(batch)) => {
+                    let compression = drain.options().compression;
+                    return match encode(batch.rows, &batch.acks, compression) {
+                        Ok(ipc) => {
+                            Next::Batch(Stream { topic: batch.topic, acks: batch.acks, ipc })
+                        }
+                        Err(error) => Next::Error(format!("CONS Poll {error}")),
+                    };
+                }
                 Ok(Drained::Storing(change)) => return Next::Storing(change),
                 Ok(Drained::Filling(until)) => return Next::Filling(until),
                 Ok(Drained::Unfetched(change)) => return Next::Unfetched(change),
@@ -448,7 +465,7 @@ fn wait_for(
 }
 
 /// Writes a batch, and remembers what it covers for `RPUSH acks last`.
-fn deliver_batch(client: &mut Client, batch: Batch, out: &mut Output, keys: Option<&[&[u8]]>) {
+fn deliver_batch(client: &mut Client, batch: Stream, out: &mut Output, keys: Option<&[&[u8]]>) {
     if let Some(keys) = keys {
         let form = client.subscription.as_ref().map_or(0, |parsed| parsed.form(&batch.topic).0);
         out.array(2);

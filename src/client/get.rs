@@ -1,0 +1,219 @@
+//! `karrow client get`: rows of a topic, in one form or another.
+
+use std::io::IsTerminal as _;
+
+use arrow::datatypes::{DataType, Fields, Schema};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Server;
+use super::progress::Progress;
+use super::read::{Event, Read, plan, schema_of};
+use super::sink::Sink;
+use super::{Failure, note, until};
+use crate::config::flags::client::{GetFlags, GetOutput, LayoutFlag, PlaceFlag};
+use crate::decode::envelope::Layout;
+use crate::serve::flight::request::{Place, ReadRequest};
+use crate::stream::window::Positions;
+
+/// Names that an error lists.
+const NAMES_MAX: usize = 50;
+
+/// Reads and writes, until the end or until `stop`.
+///
+/// # Errors
+/// One line each.
+pub async fn run(server: Server, flags: GetFlags, stop: CancellationToken) -> Result<(), Failure> {
+    check(&flags)?;
+    let request = request_of(&flags);
+    let mut read = until(&stop, Read::plan(server.clone(), request.clone())).await?;
+    until(&stop, check_columns(&server, &request, &flags.columns, read.schema())).await?;
+    let mut progress = Progress::new(read.first_ticket(), flags.file.is_some());
+    let mut sink = Sink::open(&flags, read.schema())?;
+    let copied = copy(&mut read, &mut sink, &mut progress, &stop).await;
+    progress.end();
+    let finished = sink.finish();
+    let ended = copied?;
+    finished?;
+    let topic = &request.topic;
+    if let Some(path) = &flags.file {
+        note(&format!("{} rows of {topic} are in {}", progress.rows(), path.display()));
+    }
+    match ended {
+        Ended::Interrupted if !flags.follow => {
+            Err(Failure::failed(format!("interrupted, {topic} was not read to its end")))
+        }
+        Ended::NewColumns => {
+            let from = read.positions().map(shown).unwrap_or_default();
+            Err(Failure::failed(format!(
+                "{topic}: its columns have changed, which this output has no way to show; what was read so far is whole, --from {from} reads on"
+            )))
+        }
+        Ended::AtEnd | Ended::Interrupted => Ok(()),
+    }
+}
+
+/// Why nothing more is read.
+enum Ended {
+    AtEnd,
+    Interrupted,
+    NewColumns,
+}
+
+async fn copy(
+    read: &mut Read,
+    sink: &mut Sink,
+    progress: &mut Progress,
+    stop: &CancellationToken,
+) -> Result<Ended, Failure> {
+    loop {
+        let event = tokio::select! {
+            event = read.next() => event?,
+            () = stop.cancelled() => return Ok(Ended::Interrupted),
+        };
+        match event {
+            None => return Ok(Ended::AtEnd),
+            Some(Event::Rows(batch)) => {
+                sink.write(&batch)?;
+                progress.add(&batch, read.positions());
+            }
+            Some(Event::Columns(schema)) => {
+                if !sink.change_columns(&schema) {
+                    return Ok(Ended::NewColumns);
+                }
+            }
+        }
+    }
+}
+
+fn check(flags: &GetFlags) -> Result<(), Failure> {
+    match flags.output {
+        GetOutput::Parquet if flags.file.is_none() => {
+            Err(Failure::usage("--output parquet needs a file, --file says which"))
+        }
+        GetOutput::Arrow if flags.file.is_none() && std::io::stdout().is_terminal() => {
+            Err(Failure::usage("--output arrow is not for a terminal, --file names a file"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn request_of(flags: &GetFlags) -> ReadRequest {
+    let layout = flags.layout.unwrap_or(match flags.output {
+        GetOutput::Table | GetOutput::Csv => LayoutFlag::Flat,
+        GetOutput::Json | GetOutput::Arrow | GetOutput::Parquet => LayoutFlag::Struct,
+    });
+    let to = match (&flags.to, flags.follow) {
+        (_, true) => None,
+        (Some(place), false) => Some(place_of(place)),
+        (None, false) => Some(Place::Latest),
+    };
+    ReadRequest {
+        from: flags.from.as_ref().map(place_of),
+        to,
+        columns: (!flags.columns.is_empty()).then(|| json!(flags.columns)),
+        layout: match layout {
+            LayoutFlag::Flat => Layout::Flat,
+            LayoutFlag::Struct => Layout::Struct,
+        },
+        limit: flags.limit,
+        ..ReadRequest::of_topic(&flags.topic.0)
+    }
+}
+
+fn place_of(place: &PlaceFlag) -> Place {
+    match place {
+        PlaceFlag::Earliest => Place::Earliest,
+        PlaceFlag::Latest => Place::Latest,
+        PlaceFlag::Window => Place::Window,
+        PlaceFlag::Time(millis) => Place::Time(*millis),
+        PlaceFlag::Positions(pairs) => {
+            let mut positions = Positions::default();
+            for (partition, offset) in pairs {
+                positions.set(*partition, *offset);
+            }
+            Place::Positions(positions)
+        }
+    }
+}
+
+/// Positions as `--from` takes them.
+fn shown(positions: &Positions) -> String {
+    let pairs = positions.iter().map(|(partition, offset)| format!("{partition}:{offset}"));
+    pairs.collect::<Vec<_>>().join(",")
+}
+
+/// Refuses columns that the topic does not have, and names those that it has.
+async fn check_columns(
+    server: &Server,
+    request: &ReadRequest,
+    columns: &[String],
+    schema: &Schema,
+) -> Result<(), Failure> {
+    let Some(missing) = columns.iter().find(|name| !has(schema.fields(), name)) else {
+        return Ok(());
+    };
+    let whole = ReadRequest { columns: None, ..request.clone() };
+    let info = plan(server, &whole).await.map_err(|status| server.failure(&status))?;
+    let mut names = Vec::new();
+    collect(schema_of(server, &info)?.fields(), "", &mut names);
+    let more = if names.len() > NAMES_MAX { ", …" } else { "" };
+    names.truncate(NAMES_MAX);
+    Err(Failure::usage(format!(
+        "--columns: {} has no column '{missing}'; it has {}{more}",
+        request.topic,
+        names.join(", ")
+    )))
+}
+
+fn has(fields: &Fields, name: &str) -> bool {
+    let (first, rest) =
+        name.split_once('.').map_or((name, None), |(first, rest)| (first, Some(rest)));
+    let Some((_, field)) = fields.find(first) else { return false };
+    match (rest, field.data_type()) {
+        (None, _) => true,
+        (Some(rest), DataType::Struct(fields)) => has(fields, rest),
+        (Some(_), _) => false,
+    }
+}
+
+fn collect(fields: &Fields, above: &str, names: &mut Vec<String>) {
+    for field in fields {
+        let name = format!("{above}{}", field.name());
+        match field.data_type() {
+            DataType::Struct(fields) => collect(fields, &format!("{name}."), names),
+            _ => names.push(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::datatypes::Field;
+
+    use super::*;
+
+    #[test]
+    fn columns_are_found_in_structs() {
+        let inner = Fields::from(vec![Field::new("price", DataType::Float64, true)]);
+        let fields = Fields::from(vec![
+            Arc::new(Field::new("offset", DataType::Int64, false)),
+            Arc::new(Field::new("payload", DataType::Struct(inner), true)),
+        ]);
+        for (name, expected) in [
+            ("offset", true),
+            ("payload", true),
+            ("payload.price", true),
+            ("payload.prize", false),
+            ("price", false),
+            ("offset.x", false),
+        ] {
+            assert_eq!(has(&fields, name), expected, "{name}");
+        }
+        let mut names = Vec::new();
+        collect(&fields, "", &mut names);
+        assert_eq!(names, ["offset", "payload.price"]);
+    }
+}

@@ -1,0 +1,394 @@
+//! Reading: a plan answers every question of a request; a read follows a ticket.
+
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{
+    DataType, Field, FieldRef, Fields, Int32Type, Int64Type, Schema, SchemaRef,
+};
+use arrow_flight::{FlightData, SchemaAsIpc};
+use arrow_ipc::CompressionType;
+use arrow_ipc::writer::IpcWriteOptions;
+use bytes::Bytes;
+use futures::Stream;
+use futures::stream::try_unfold;
+use prometheus::IntCounter;
+use serde_json::{Map, Value};
+
+use super::request::{Place, ReadRequest, Ticket};
+use crate::decode::envelope::{self, Layout};
+use crate::decode::projection::Projection;
+use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::topics::OffsetOf;
+use crate::metrics::Metrics;
+use crate::stream::cursor::Cursor;
+use crate::stream::encoded::{BatchMessage, EncodedBatch};
+use crate::stream::fit::Fit;
+use crate::stream::streams::Streams;
+use crate::stream::window::Positions;
+
+/// gRPC clients refuse messages over 4 MB; this leaves room for what is around a body.
+const BODY_BYTES_MAX: usize = 3 << 20;
+
+/// Answers what a request leaves open.
+///
+/// # Errors
+/// There is no such topic, or no window; no broker answers.
+pub async fn plan(streams: &Arc<Streams>, request: &ReadRequest) -> Result<Vec<Ticket>> {
+    let topic = &request.topic;
+    let stream = streams.get(topic);
+    let from = match (&request.from, &stream) {
+        (Some(Place::Earliest), _) | (None, None) => {
+            streams.offsets(topic, OffsetOf::Beginning).await?
+        }
+        (Some(Place::Window) | None, Some(stream)) => stream.view().starts,
+        (Some(Place::Window), None) => {
+            let missing = format!("topic '{topic}' is no stream, so it has no window");
+            return Err(Error::new(ErrorKind::NotFound, missing));
+        }
+        (Some(place), _) => {
+            let from = at(streams, topic, place).await?;
+            if let Place::Positions(_) = place {
+                check_begin(topic, &from, &streams.offsets(topic, OffsetOf::End).await?)?;
+            }
+            from
+        }
+    };
+    let to = match &request.to {
+        // What is not there yet is for those who follow.
+        Some(place @ Place::Positions(_)) => {
+            let to = at(streams, topic, place).await?;
+            Some(to.lower(&streams.offsets(topic, OffsetOf::End).await?))
+        }
+        Some(place) => Some(at(streams, topic, place).await?),
+        None => None,
+    };
+    let schema = match stream.and_then(|stream| stream.view().schema) {
+        Some(schema) => schema,
+        None => streams.sample(topic, &from).await?,
+    };
+    let schema = promised(&schema, request.layout, &request.projection())?;
+    let ticket = Ticket {
+        topic: topic.clone(),
+        from,
+        to,
+        partition: None,
+        columns: request.columns.clone(),
+        layout: request.layout,
+        limit: request.limit,
+        compression: request.compression.clone(),
+        schema,
+    };
+    if !request.split {
+        return Ok(vec![ticket]);
+    }
+    let count = streams.offsets(topic, OffsetOf::End).await?.iter().count();
+    let of = |partition| Ticket { partition: Some(partition), ..ticket.clone() };
+    Ok((0..).take(count).map(of).collect())
+}
+
+async fn at(streams: &Streams, topic: &str, place: &Place) -> Result<Positions> {
+    match place {
+        Place::Earliest => streams.offsets(topic, OffsetOf::Beginning).await,
+        Place::Latest => streams.offsets(topic, OffsetOf::End).await,
+        Place::Time(millis) => streams.offsets(topic, OffsetOf::Time(*millis)).await,
+        Place::Window => Err(Error::invalid("to: a window is where a read begins")),
+        Place::Positions(positions) => {
+            let ends = streams.offsets(topic, OffsetOf::End).await?;
+            let (given, count) = (positions.iter().count(), ends.iter().count());
+            if given > count {
+                return Err(Error::invalid(format!(
+                    "positions: topic '{topic}' has {count} partitions, none with the number {}",
+                    given - 1
+                )));
+            }
+            Ok(positions.clone())
+        }
+    }
+}
+
+/// Whether a ticket is for a topic with so many partitions.
+fn check_partitions(ticket: &Ticket, count: i32) -> Result<()> {
+    let positions = |positions: &Positions| positions.iter().count() as i64;
+    let named = [
+        positions(&ticket.from),
+        ticket.to.as_ref().map_or(0, positions),
+        ticket.partition.map_or(0, |partition| i64::from(partition) + 1),
+    ];
+    match named.into_iter().max() {
+        Some(most) if most > i64::from(count) => Err(Error::invalid(format!(
+            "no ticket: topic '{}' has {count} partitions, none with the number {}",
+            ticket.topic,
+            most - 1
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn check_begin(topic: &str, from: &Positions, ends: &Positions) -> Result<()> {
+    match from.iter().find(|(partition, offset)| *offset > ends.get(*partition)) {
+        None => Ok(()),
+        Some((partition, offset)) => Err(Error::new(
+            ErrorKind::OutOfRange,
+            format!(
+                "{topic}:{partition} does not have offset {offset} yet, the next one is {}",
+                ends.get(partition)
+            ),
+        )),
+    }
+}
+
+/// The columns of a read, of those that a stream has.
+pub(super) fn promised(
+    schema: &SchemaRef,
+    layout: Layout,
+    projection: &Projection,
+) -> Result<SchemaRef> {
+    let empty = RecordBatch::new_empty(schema.clone());
+    let schema = match layout {
+        Layout::Struct => empty.schema(),
+        Layout::Flat => envelope::flat(&empty)?.schema(),
+    };
+    let fields = select(schema.fields(), projection);
+    Ok(Arc::new(Schema::new(fields)))
+}
+
+fn select(fields: &Fields, projection: &Projection) -> Fields {
+    let wanted = |field: &FieldRef| -> Option<FieldRef> {
+        let below = projection.field(field.name())?;
+        match field.data_type() {
+            DataType::Struct(fields) if !below.is_all() => {
+                let data_type = DataType::Struct(select(fields, below));
+                let field = Field::new(field.name(), data_type, field.is_nullable());
+                Some(Arc::new(field))
+            }
+            _ => Some(field.clone()),
+        }
+    };
+    fields.iter().filter_map(wanted).collect()
+}
+
+/// The state of a read between two messages.
+struct Read {
+    cursor: Cursor,
+    fit: Fit,
+    partition: Option<i32>,
+    compression: Option<CompressionType>,
+    /// Counts batches as the window has them, and those that were encoded for this reader.
+    shared: IntCounter,
+    encoded: IntCounter,
+    follows: bool,
+    left: Option<u64>,
+    /// What the last message said.
+    said: Option<Positions>,
+    /// Messages that are made already, the next one last.
+    ready: Vec<FlightData>,
+    is_over: bool,
+}
+
+/// The messages of a read: the schema, then batches, each with the positions after it.
+///
+/// # Errors
+/// There is nothing to follow, or no client to read with.
+pub async fn read(
+    streams: &Arc<Streams>,
+    metrics: &Metrics,
+    ticket: Ticket,
+) -> Result<impl Stream<Item = Result<FlightData>> + Send + 'static> {
+    check_partitions(&ticket, streams.partition_count(&ticket.topic).await?)?;
+    let follows = ticket.to.is_none();
+    let (mut from, mut to) = (ticket.from.clone(), ticket.to.clone());
+    if let (Some(partition), Some(to)) = (ticket.partition, &mut to) {
+        // The others are read from where they end.
+        for (other, end) in to.clone().iter().filter(|(other, _)| *other != partition) {
+            from.set(other, end);
+        }
+    }
+    let cursor = match to {
+        Some(to) => streams.cursor(&ticket.topic, from, to)?,
+        None => streams.follow(&ticket.topic, from).await?,
+    };
+    let schema = schema_message(&ticket.schema);
+    let fit = Fit::new(ticket.schema.clone(), ticket.layout, ticket.projection());
+    let read = Read {
+        cursor,
+        fit,
+        partition: ticket.partition,
+        compression: ticket.compression(),
+        shared: metrics.flight_batches.with_label_values(&["shared"]),
+        encoded: metrics.flight_batches.with_label_values(&["encoded"]),
+        follows,
+        left: ticket.limit,
+        said: None,
+        ready: vec![schema],
+        is_over: false,
+    };
+    Ok(try_unfold(read, |mut read| async move {
+        let message = read.next().await?;
+        Ok(message.map(|message| (message, read)))
+    }))
+}
+
+impl Read {
+    async fn next(&mut self) -> Result<Option<FlightData>> {
+        loop {
+            if let Some(message) = self.ready.pop() {
+                return Ok(Some(message));
+            }
+            if self.is_over {
+                return Ok(None);
+            }
+            if self.left == Some(0) {
+                self.is_over = true;
+                if self.said.is_none() {
+                    let ends = self.cursor.positions().clone();
+                    self.push_empty(ends)?;
+                }
+                continue;
+            }
+            let before = self.cursor.positions().clone();
+            match self.cursor.next().await? {
+                Some(batch) => self.take(&batch, before)?,
+                None => {
+                    self.is_over = true;
+                    // What lies behind the last record is done with as well.
+                    let ends = self.cursor.positions().clone();
+                    if self.said.as_ref() != Some(&ends) {
+                        self.push_empty(ends)?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A message without rows, for its positions.
+    fn push_empty(&mut self, ends: Positions) -> Result<()> {
+        let empty = RecordBatch::new_empty(self.fit.schema().clone());
+        let message = BatchMessage::new(&empty, self.compression)?;
+        let message = self.message(message, ends, false);
+        self.ready.push(message);
+        Ok(())
+    }
+
+    /// Makes messages of what fits of a batch; `before` is where the cursor was before it.
+    fn take(&mut self, batch: &Arc<EncodedBatch>, before: Positions) -> Result<()> {
+        let part = self.part_of(batch)?;
+        let source = part.as_ref().unwrap_or(&batch.batch);
+        let fitted = self.fit.apply(source)?;
+        let mut rows = source.num_rows();
+        let mut is_changed = false;
+        if let Some(misfit) = fitted.first_misfit.filter(|_| self.follows) {
+            (rows, is_changed) = (misfit, true);
+        }
+        if let Some(left) = &mut self.left {
+            if let Ok(max) = usize::try_from(*left)
+                && max < rows
+            {
+                (rows, is_changed) = (max, false);
+            }
+            *left = left.saturating_sub(rows as u64);
+        }
+        if rows == source.num_rows()
+            && part.is_none()
+            && self.compression.is_none()
+            && batch.batch.schema_ref() == self.fit.schema()
+            && batch.body.len() <= BODY_BYTES_MAX
+        {
+            self.shared.inc();
+            let (header, body) = (batch.header.clone(), batch.body.clone());
+            let message = self.message(BatchMessage { header, body }, batch.ends.clone(), false);
+            self.ready.push(message);
+            return Ok(());
+        }
+        // From its end to its beginning, because the last one is taken first.
+        let mut messages = Vec::new();
+        let mut ends = before;
+        let mut at = 0;
+        loop {
+            let (size, message) = piece(&fitted.batch, at, rows - at, self.compression)?;
+            let (partitions, offsets) = places(source)?;
+            for row in at..at + size {
+                ends.set(partitions.value(row), offsets.value(row) + 1);
+            }
+            self.encoded.inc();
+            at += size;
+            let is_last = at == rows;
+            let whole = is_last && rows == source.num_rows();
+            let said = if whole { batch.ends.clone() } else { ends.clone() };
+            messages.push(self.message(message, said, is_changed && is_last));
+            if is_last {
+                break;
+            }
+        }
+        messages.reverse();
+        self.ready = messages;
+        self.is_over |= is_changed;
+        Ok(())
+    }
+
+    /// The rows of the only partition that is wanted; `None`, if all of them are.
+    fn part_of(&self, batch: &EncodedBatch) -> Result<Option<RecordBatch>> {
+        let Some(partition) = self.partition else { return Ok(None) };
+        let (partitions, _) = places(&batch.batch)?;
+        let wanted = partitions.iter().map(|of| Some(of == Some(partition))).collect();
+        let part = filter_record_batch(&batch.batch, &wanted);
+        part.map(Some).map_err(|error| Error::internal(error.to_string()))
+    }
+
+    fn message(&mut self, batch: BatchMessage, ends: Positions, is_changed: bool) -> FlightData {
+        let mut said = Map::from_iter([("positions".to_owned(), ends.to_json())]);
+        if is_changed {
+            said.insert(SCHEMA_CHANGED.to_owned(), Value::Bool(true));
+        }
+        self.said = Some(ends);
+        message(batch, said)
+    }
+}
+
+/// Says that rows follow which do not fit the columns that were promised.
+pub(super) const SCHEMA_CHANGED: &str = "schema_changed";
+
+/// A message of a batch and what is said beside it.
+pub(super) fn message(batch: BatchMessage, said: Map<String, Value>) -> FlightData {
+    FlightData {
+        flight_descriptor: None,
+        data_header: batch.header,
+        app_metadata: Bytes::from(Value::Object(said).to_string()),
+        data_body: batch.body,
+    }
+}
+
+/// Rows of `batch` from `at` on, as many as a message may hold, at most `rows`.
+pub(super) fn piece(
+    batch: &RecordBatch,
+    at: usize,
+    rows: usize,
+    compression: Option<CompressionType>,
+) -> Result<(usize, BatchMessage)> {
+    let mut size = rows;
+    loop {
+        let message = BatchMessage::new(&batch.slice(at, size), compression)?;
+        if message.body.len() <= BODY_BYTES_MAX || size <= 1 {
+            return Ok((size, message));
+        }
+        size /= 2;
+    }
+}
+
+/// The first message of a stream.
+pub(super) fn schema_message(schema: &Schema) -> FlightData {
+    FlightData::from(SchemaAsIpc::new(schema, &IpcWriteOptions::default()))
+}
+
+pub(super) type Places<'a> =
+    (&'a arrow::array::PrimitiveArray<Int32Type>, &'a arrow::array::PrimitiveArray<Int64Type>);
+
+/// Partition and offset of each row, in the struct layout.
+pub(super) fn places(batch: &RecordBatch) -> Result<Places<'_>> {
+    let malformed = || Error::internal("a batch without partitions and offsets");
+    let column = |name: &str| batch.column_by_name(name).ok_or_else(malformed);
+    let partitions = column("partition")?.as_primitive_opt::<Int32Type>();
+    let offsets = column("offset")?.as_primitive_opt::<Int64Type>();
+    partitions.zip(offsets).ok_or_else(malformed)
+}

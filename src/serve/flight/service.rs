@@ -1,0 +1,306 @@
+//! [`Service`]: the calls of Arrow Flight.
+
+use std::sync::Arc;
+
+use arrow::error::ArrowError;
+use arrow_flight::flight_descriptor::DescriptorType;
+use arrow_flight::flight_service_server::FlightService;
+use arrow_flight::{
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo,
+    HandshakeRequest, HandshakeResponse, IpcMessage, PollInfo, PutResult, SchemaAsIpc,
+    SchemaResult, Ticket as FlightTicket,
+};
+use arrow_ipc::writer::IpcWriteOptions;
+use futures::stream::{BoxStream, Stream, StreamExt, TryStreamExt, iter};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::actions::{self, act};
+use super::exchange::exchange;
+use super::put::{Incoming, put};
+use super::read::{plan, read};
+use super::request::{ReadRequest, Ticket};
+use super::status::{code_name, status};
+use crate::config::KafkaOptions;
+use crate::decode::formats::Formats;
+use crate::error::{Error, Result};
+use crate::kafka::producer::Producer;
+use crate::metrics::Metrics;
+use crate::serve::glob;
+use crate::stream::batch::BatchOptions;
+use crate::stream::registry::Registry;
+use crate::stream::streams::Streams;
+
+/// What the edge looks at.
+pub struct Parts {
+    /// Topics as windows.
+    pub streams: Arc<Streams>,
+    /// Consumer sessions.
+    pub registry: Arc<Registry>,
+    /// The producer of all connections.
+    pub producer: Arc<Producer>,
+    /// What topics are created with.
+    pub producer_options: KafkaOptions,
+    /// What keys and payloads are made of.
+    pub formats: Arc<Formats>,
+    /// What batches of sessions are like, where a client asks for nothing else.
+    pub batches: BatchOptions,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Largest message of a client, in bytes.
+    pub request_bytes_max: usize,
+    /// Ends what has no end of its own.
+    pub stop: CancellationToken,
+}
+
+/// See the top of this file.
+#[derive(Clone)]
+pub struct Service {
+    parts: Arc<Parts>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type Messages<T> = BoxStream<'static, Result<T, Status>>;
+
+impl Service {
+    /// Serves what `parts` have.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts: Arc::new(parts) }
+    }
+
+    async fn info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo> {
+        let request = request_of(&descriptor)?;
+        let tickets = plan(&self.parts.streams, &request).await?;
+        info_of(descriptor, &tickets)
+    }
+
+    /// What `criteria` name: streams and sessions that match a glob, `all` topics, or `all:` and a glob.
+    async fn flights(&self, criteria: &[u8]) -> Result<Vec<FlightInfo>> {
+        let (pattern, all) = match criteria {
+            b"" => (b"*".as_slice(), false),
+            b"all" => (b"*".as_slice(), true),
+            // A topic's name has no colon.
+            other => match other.strip_prefix(b"all:") {
+                Some(pattern) => (pattern, true),
+                None => (other, false),
+            },
+        };
+        let streams = &self.parts.streams;
+        let mut found = Vec::new();
+        for stream in streams.all() {
+            if !glob::matches(pattern, stream.topic().as_bytes()) {
+                continue;
+            }
+            let view = stream.view();
+            let descriptor = FlightDescriptor::new_path(vec![stream.topic().to_string()]);
+            let tickets = plan(streams, &ReadRequest::of_topic(stream.topic())).await;
+            let info = match tickets {
+                Ok(tickets) => info_of(descriptor, &tickets)?,
+                // One that cannot be read now is there all the same.
+                Err(error) => {
+                    tracing::debug!(topic = %stream.topic(), %error, "listing");
+                    FlightInfo::new().with_descriptor(descriptor)
+                }
+            };
+            found.push(
+                info.with_total_records(view.rows as i64).with_total_bytes(view.bytes as i64),
+            );
+        }
+        if all {
+            for topic in streams.topics().await? {
+                let is_wanted = glob::matches(pattern, topic.name.as_bytes());
+                if is_wanted && streams.get(&topic.name).is_none() {
+                    let descriptor = FlightDescriptor::new_path(vec![topic.name.clone()]);
+                    // Its schema and its ends cost requests; GetFlightInfo makes them.
+                    let info = FlightInfo::new().with_descriptor(descriptor);
+                    found.push(info.with_total_records(-1).with_total_bytes(-1));
+                }
+            }
+        }
+        for session in self.parts.registry.sessions() {
+            let full = session.name.full();
+            if !glob::matches(pattern, full.as_bytes()) {
+                continue;
+            }
+            let group = session.name.group();
+            let name = full.get(group.len() + 1..).unwrap_or_default();
+            let path = vec!["sessions".to_owned(), group.to_owned(), name.to_owned()];
+            found.push(FlightInfo::new().with_descriptor(FlightDescriptor::new_path(path)));
+        }
+        Ok(found)
+    }
+
+    /// Counts a call and what goes wrong with it at once.
+    fn counted<T>(&self, rpc: &str, answer: Result<T>) -> Answer<T> {
+        self.parts.metrics.flight_requests.with_label_values(&[rpc]).inc();
+        answer.map(Response::new).map_err(|error| {
+            let status = status(&error);
+            self.count_error(rpc, &status);
+            status
+        })
+    }
+
+    fn count_error(&self, rpc: &str, status: &Status) {
+        let code = code_name(status.code());
+        self.parts.metrics.flight_errors.with_label_values(&[rpc, code]).inc();
+    }
+
+    /// Counts what goes through a stream.
+    fn watched<T: Send + 'static>(
+        &self,
+        rpc: &'static str,
+        messages: impl Stream<Item = Result<T, Status>> + Send + 'static,
+        size: fn(&T) -> usize,
+    ) -> Messages<T> {
+        let service = self.clone();
+        let bytes = self.parts.metrics.flight_bytes.with_label_values(&[rpc]);
+        let count = move |message: &Result<T, Status>| match message {
+            Ok(message) => bytes.inc_by(size(message) as u64),
+            Err(status) => service.count_error(rpc, status),
+        };
+        messages.inspect(count).boxed()
+    }
+}
+
+fn data_size(data: &FlightData) -> usize {
+    data.data_header.len() + data.app_metadata.len() + data.data_body.len()
+}
+
+/// The first message of a client, and those behind it.
+async fn opened(request: Request<Streaming<FlightData>>) -> Result<(FlightData, Incoming)> {
+    let mut incoming = request.into_inner();
+    match incoming.next().await {
+        Some(Ok(first)) => Ok((first, incoming.boxed())),
+        Some(Err(status)) => Err(Error::invalid(status.message())),
+        None => Err(Error::invalid("the client has sent nothing")),
+    }
+}
+
+fn request_of(descriptor: &FlightDescriptor) -> Result<ReadRequest> {
+    match descriptor.r#type() {
+        DescriptorType::Path => match descriptor.path.as_slice() {
+            [topic] => Ok(ReadRequest::of_topic(topic)),
+            [first, ..] if first == "sessions" => {
+                Err(Error::invalid("a session of a Redis client cannot be read by others"))
+            }
+            path => Err(Error::invalid(format!("path {path:?}: the name of a topic is wanted"))),
+        },
+        DescriptorType::Cmd => ReadRequest::parse(&descriptor.cmd),
+        DescriptorType::Unknown => {
+            Err(Error::invalid("the descriptor has neither a path nor a command"))
+        }
+    }
+}
+
+fn info_of(descriptor: FlightDescriptor, tickets: &[Ticket]) -> Result<FlightInfo> {
+    let Some(first) = tickets.first() else {
+        return Err(Error::internal("a plan without a ticket"));
+    };
+    let mut info = FlightInfo::new()
+        .try_with_schema(&first.schema)
+        .map_err(|error| Error::internal(error.to_string()))?
+        .with_descriptor(descriptor);
+    for ticket in tickets {
+        let ticket = FlightTicket::new(ticket.encode());
+        info = info.with_endpoint(FlightEndpoint::new().with_ticket(ticket));
+    }
+    Ok(info)
+}
+
+#[tonic::async_trait]
+impl FlightService for Service {
+    type HandshakeStream = Messages<HandshakeResponse>;
+    type ListFlightsStream = Messages<FlightInfo>;
+    type DoGetStream = Messages<FlightData>;
+    type DoPutStream = Messages<PutResult>;
+    type DoActionStream = Messages<arrow_flight::Result>;
+    type ListActionsStream = Messages<ActionType>;
+    type DoExchangeStream = Messages<FlightData>;
+
+    async fn handshake(
+        &self,
+        _: Request<Streaming<HandshakeRequest>>,
+    ) -> Answer<Self::HandshakeStream> {
+        Err(Status::unimplemented("karrow knows no users, so there is nothing to agree upon"))
+    }
+
+    async fn list_flights(&self, request: Request<Criteria>) -> Answer<Self::ListFlightsStream> {
+        let flights = self.flights(&request.into_inner().expression).await;
+        self.counted(
+            "ListFlights",
+            flights.map(|flights| iter(flights.into_iter().map(Ok)).boxed()),
+        )
+    }
+
+    async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<FlightInfo> {
+        self.counted("GetFlightInfo", self.info(request.into_inner()).await)
+    }
+
+    async fn poll_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<PollInfo> {
+        let info = self.info(request.into_inner()).await;
+        self.counted("PollFlightInfo", info.map(|info| PollInfo::new().with_info(info)))
+    }
+
+    async fn get_schema(&self, request: Request<FlightDescriptor>) -> Answer<SchemaResult> {
+        let planned = async {
+            let request = request_of(&request.into_inner())?;
+            let tickets = plan(&self.parts.streams, &request).await?;
+            let ticket =
+                tickets.first().ok_or_else(|| Error::internal("a plan without a ticket"))?;
+            let options = IpcWriteOptions::default();
+            let IpcMessage(schema) = SchemaAsIpc::new(&ticket.schema, &options)
+                .try_into()
+                .map_err(|error: ArrowError| Error::internal(error.to_string()))?;
+            Ok(SchemaResult { schema })
+        };
+        self.counted("GetSchema", planned.await)
+    }
+
+    async fn do_get(&self, request: Request<FlightTicket>) -> Answer<Self::DoGetStream> {
+        let reading = async {
+            let ticket = Ticket::parse(&request.into_inner().ticket)?;
+            read(&self.parts.streams, &self.parts.metrics, ticket).await
+        };
+        let messages = reading.await.map(|messages| {
+            let messages = messages.map_err(|error| status(&error));
+            self.watched("DoGet", messages, data_size)
+        });
+        self.counted("DoGet", messages)
+    }
+
+    async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
+        let putting = async {
+            let (first, incoming) = opened(request).await?;
+            let incoming = self.watched("DoPut", incoming, data_size);
+            put(self.parts.producer.clone(), &first, incoming, self.parts.request_bytes_max)
+        };
+        let results = putting.await.map(|results| self.watched("DoPut", results, |_| 0));
+        self.counted("DoPut", results)
+    }
+
+    async fn do_exchange(
+        &self,
+        request: Request<Streaming<FlightData>>,
+    ) -> Answer<Self::DoExchangeStream> {
+        let exchanging = async {
+            let (first, incoming) = opened(request).await?;
+            exchange(&self.parts, &first, incoming)
+        };
+        let messages =
+            exchanging.await.map(|messages| self.watched("DoExchange", messages, data_size));
+        self.counted("DoExchange", messages)
+    }
+
+    async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
+        let answers = act(&self.parts, &request.into_inner()).await.map(|answers| {
+            let answers = answers.into_iter().map(|body| Ok(arrow_flight::Result { body }));
+            iter(answers).boxed()
+        });
+        self.counted("DoAction", answers)
+    }
+
+    async fn list_actions(&self, _: Request<Empty>) -> Answer<Self::ListActionsStream> {
+        let actions = iter(actions::list().into_iter().map(Ok)).boxed();
+        self.counted("ListActions", Ok(actions))
+    }
+}

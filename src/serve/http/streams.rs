@@ -1,0 +1,95 @@
+//! `/v1/streams`: what the windows of topics hold, as JSON, and as gauges.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::HttpState;
+use crate::metrics::Metrics;
+use crate::stream::streams::Streams;
+use crate::stream::topic_stream::{Phase, TopicStream};
+
+pub(super) async fn all(State(state): State<Arc<HttpState>>) -> Response {
+    let streams: Vec<Value> = state.streams.all().iter().map(|stream| shown(stream)).collect();
+    Json(Value::Array(streams)).into_response()
+}
+
+pub(super) async fn one(
+    State(state): State<Arc<HttpState>>,
+    Path(topic): Path<String>,
+) -> Response {
+    match state.streams.get(&topic) {
+        Some(stream) => Json(shown(&stream)).into_response(),
+        None => {
+            let why = format!("topic '{topic}' is no stream");
+            (StatusCode::NOT_FOUND, Json(json!({"error": why}))).into_response()
+        }
+    }
+}
+
+fn shown(stream: &TopicStream) -> Value {
+    let view = stream.view();
+    let error = match &view.phase {
+        Phase::Failed(error) => Some(error.message().to_owned()),
+        _ => None,
+    };
+    json!({
+        "topic": &**stream.topic(),
+        "phase": view.phase.label(),
+        "error": error,
+        "rows": view.rows,
+        "bytes": view.bytes,
+        "age_ms": view.age.map(|age| age.as_millis() as u64),
+        "lag": view.lag,
+        "readers": view.readers,
+        "starts": view.starts.to_json(),
+        "ends": view.ends.to_json(),
+        "dropped": {"full": view.dropped.full_rows, "old": view.dropped.old_rows},
+        "epoch": view.epoch,
+        "columns": view.schema.as_ref().map(columns),
+    })
+}
+
+fn columns(schema: &SchemaRef) -> Vec<Value> {
+    let column = |field: &arrow::datatypes::FieldRef| {
+        json!({
+            "name": field.name(),
+            "type": field.data_type().to_string(),
+            "nullable": field.is_nullable(),
+        })
+    };
+    schema.fields().iter().map(column).collect()
+}
+
+/// Sets the gauges of streams.
+pub(super) fn observe(streams: &Streams, metrics: &Metrics) {
+    let gauges = [
+        &metrics.streams,
+        &metrics.stream_bytes,
+        &metrics.stream_rows,
+        &metrics.stream_age,
+        &metrics.stream_lag,
+        &metrics.stream_readers,
+    ];
+    for gauge in gauges {
+        gauge.reset();
+    }
+    for stream in streams.all() {
+        let (view, topic) = (stream.view(), [&**stream.topic()]);
+        metrics.streams.with_label_values(&[view.phase.label()]).inc();
+        metrics.stream_bytes.with_label_values(&topic).set(view.bytes as i64);
+        metrics.stream_rows.with_label_values(&topic).set(view.rows as i64);
+        metrics.stream_readers.with_label_values(&topic).set(view.readers as i64);
+        if let Some(age) = view.age {
+            metrics.stream_age.with_label_values(&topic).set(age.as_millis() as i64);
+        }
+        if let Some(lag) = view.lag {
+            metrics.stream_lag.with_label_values(&topic).set(lag);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! [`Cursor`]: one reader's place in a topic. It shares the batches of the topic's stream where they reach, and reads Kafka
+//! itself for what is older: nothing is ever skipped in silence.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use arrow::array::{AsArray, BooleanArray};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{Int32Type, Int64Type};
+use tokio::sync::watch;
+
+use super::assembler::CutLimits;
+use super::encoded::EncodedBatch;
+use super::scan::{ReaderPool, Scan};
+use super::topic_stream::{Attached, Phase};
+use super::window::{Positions, Window};
+use crate::decode::formats::Formats;
+use crate::error::{Error, Result};
+
+/// What a cursor reads from.
+#[derive(Clone)]
+pub struct Sources {
+    /// The topic's name.
+    pub topic: Arc<str>,
+    /// For what no window has.
+    pub pool: Arc<ReaderPool>,
+    /// How its values are decoded.
+    pub formats: Arc<Formats>,
+    /// When batches of what no window has are cut.
+    pub cut: CutLimits,
+}
+
+/// See the top of this file.
+pub struct Cursor {
+    sources: Sources,
+    /// The topic's stream, if it has one.
+    stream: Option<Attached>,
+    /// What was handed out, and what lies before where it began.
+    positions: Positions,
+    /// Where it ends; it follows, if there is none.
+    until: Option<Positions>,
+    /// The batch of the window that comes next, once that is known.
+    number: Option<u64>,
+    changes: Option<watch::Receiver<u64>>,
+    scan: Option<Scan>,
+    scanned: VecDeque<EncodedBatch>,
+}
+
+/// What a window has for a cursor.
+enum Found {
+    Batch(Arc<EncodedBatch>, Positions),
+    /// Nothing yet.
+    Nothing,
+    /// It begins there, which is later.
+    Behind(Positions),
+}
+
+impl Cursor {
+    /// A cursor at `from`, up to `until`, where that is given.
+    ///
+    /// # Errors
+    /// It has no end, and there is no stream to follow.
+    pub fn new(
+        sources: Sources,
+        stream: Option<Attached>,
+        from: Positions,
+        until: Option<Positions>,
+    ) -> Result<Self> {
+        if until.is_none() && stream.is_none() {
+            return Err(Error::internal("a topic without a stream cannot be followed"));
+        }
+        let changes = stream.as_ref().map(|stream| stream.changes());
+        Ok(Self {
+            sources,
+            stream,
+            positions: from,
+            until,
+            number: None,
+            changes,
+            scan: None,
+            scanned: VecDeque::new(),
+        })
+    }
+
+    /// Where it is: behind all that it has handed out.
+    pub fn positions(&self) -> &Positions {
+        &self.positions
+    }
+
+    /// The next batch; `None` when its end is reached, or the stream that it follows is closed.
+    ///
+    /// # Errors
+    /// The stream that it follows has failed, or Kafka cannot be read.
+    pub async fn next(&mut self) -> Result<Option<Arc<EncodedBatch>>> {
+        loop {
+            if let Some(batch) = self.scanned.pop_front() {
+                self.positions.raise_all(&batch.ends);
+                return Ok(Some(Arc::new(batch)));
+            }
+            if let Some(scan) = &mut self.scan {
+                self.scanned.extend(scan.next().await?);
+                if self.scanned.is_empty() {
+                    let ends = scan.ends().clone();
+                    self.positions.raise_all(&ends);
+                    self.scan = None;
+                }
+                continue;
+            }
+            if self.until.as_ref().is_some_and(|until| self.positions.covers(until)) {
+                return Ok(None);
+            }
+            let Some(stream) = self.stream.as_ref().map(|stream| stream.share()) else {
+                let until = self.until.clone().unwrap_or_default();
+                self.scan_to(until).await?;
+                continue;
+            };
+            if let Some(changes) = &mut self.changes {
+                changes.mark_unchanged();
+            }
+            let (found, phase) = stream.look(|window| self.find(window));
+            match found {
+                Found::Batch(batch, before) => {
+                    let batch = self.part_of(batch, &before)?;
+                    if let Some(batch) = batch {
+                        return Ok(Some(batch));
+                    }
+                }
+                Found::Behind(starts) => {
+                    let until = match &self.until {
+                        Some(until) => starts.lower(until),
+                        None => starts,
+                    };
+                    self.scan_to(until).await?;
+                }
+                Found::Nothing => {
+                    match (phase, &self.until) {
+                        (Phase::Starting | Phase::Live, _) | (Phase::Paused, None) => {}
+                        // Nothing new comes from the stream, so the rest comes from Kafka.
+                        (_, Some(until)) => {
+                            let until = until.clone();
+                            self.scan_to(until).await?;
+                            continue;
+                        }
+                        (Phase::Failed(error), None) => return Err(error),
+                        (Phase::Closed, None) => return Ok(None),
+                    }
+                    if let Some(changes) = &mut self.changes {
+                        let _ = changes.changed().await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn scan_to(&mut self, to: Positions) -> Result<()> {
+        let Sources { topic, pool, formats, cut, .. } = self.sources.clone();
+        self.number = None;
+        let from = self.positions.clone();
+        self.scan = Some(Scan::begin(&pool, formats, topic, from, to, cut).await?);
+        Ok(())
+    }
+
+    /// What comes next in `window`.
+    fn find(&mut self, window: &Window) -> Found {
+        if window.starts().iter().next().is_none() {
+            // It does not know yet where it begins.
+            return Found::Nothing;
+        }
+        if !self.positions.covers(window.starts()) {
+            return Found::Behind(window.starts().clone());
+        }
+        let known = self.number.filter(|number| *number >= window.first_number());
+        let number = known.unwrap_or(window.first_number());
+        self.number = Some(number);
+        let Some(batch) = window.batch(number) else {
+            // Records that are for no reader may lie behind the last batch.
+            self.positions.raise_all(window.ends());
+            return Found::Nothing;
+        };
+        self.number = Some(number + 1);
+        let before = match number.checked_sub(1).and_then(|number| window.batch(number)) {
+            Some(previous) => previous.ends.clone(),
+            None => window.starts().clone(),
+        };
+        Found::Batch(batch.clone(), before)
+    }
+
+    /// The rows of `batch` that were not handed out and lie before the end; `None` if there are none. `before` is what lies
+    /// before the batch.
+    fn part_of(
+        &mut self,
+        batch: Arc<EncodedBatch>,
+        before: &Positions,
+    ) -> Result<Option<Arc<EncodedBatch>>> {
+        let is_new = before.covers(&self.positions);
+        let is_within = self.until.as_ref().is_none_or(|until| until.covers(&batch.ends));
+        if is_new && is_within {
+            self.positions.raise_all(&batch.ends);
+            return Ok(Some(batch));
+        }
+        let malformed = || Error::internal("a batch without partitions and offsets");
+        let column = |name: &str| batch.batch.column_by_name(name).ok_or_else(malformed);
+        let partitions = column("partition")?.as_primitive_opt::<Int32Type>();
+        let offsets = column("offset")?.as_primitive_opt::<Int64Type>();
+        let (Some(partitions), Some(offsets)) = (partitions, offsets) else {
+            return Err(malformed());
+        };
+        let is_wanted = |(partition, offset): (&i32, &i64)| {
+            *offset >= self.positions.get(*partition)
+                && self.until.as_ref().is_none_or(|until| *offset < until.get(*partition))
+        };
+        let wanted: BooleanArray =
+            partitions.values().iter().zip(offsets.values()).map(is_wanted).map(Some).collect();
+        let mut ends = self.positions.clone();
+        ends.raise_all(&batch.ends);
+        if let Some(until) = &self.until {
+            ends = ends.lower(until);
+        }
+        self.positions = ends.clone();
+        if wanted.true_count() == 0 {
+            return Ok(None);
+        }
+        let part = filter_record_batch(&batch.batch, &wanted)
+            .map_err(|error| Error::internal(error.to_string()))?;
+        Ok(Some(Arc::new(EncodedBatch::new(&part, ends)?)))
+    }
+}

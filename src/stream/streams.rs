@@ -1,0 +1,363 @@
+//! [`Streams`]: which topics are streams, and the clients that all of them share.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arrow::datatypes::SchemaRef;
+use parking_lot::Mutex;
+use regex::Regex;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::assembler::{Assembler, CutLimits};
+use super::blocking;
+use super::cursor::{Cursor, Sources};
+use super::scan::ReaderPool;
+use super::topic_stream::{ASK_TIMEOUT, Attached, StreamSettings, TopicStream};
+use super::window::{Memory, Positions};
+use crate::config::KafkaOptions;
+use crate::decode::formats::Formats;
+use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::Partition;
+use crate::kafka::options::ConsumerOptions;
+use crate::kafka::producer::check_topic_name;
+use crate::kafka::reader::LogReader;
+use crate::kafka::topics::{OffsetOf, TopicInfo};
+use crate::metrics::Metrics;
+
+/// The name that brokers see, and the group that is never joined.
+const CLIENT_ID: &str = "karrow-streams";
+
+/// Records of each partition that show what columns a topic has.
+const SAMPLES_MAX: i64 = 100;
+
+/// Time between two looks for streams that nobody reads, and for topics that are to be streams.
+const TEND_INTERVAL: Duration = Duration::from_millis(500);
+const PATTERN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Time between two questions to a partition that has no leader yet.
+const LEADER_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long a broker may wait for more records of a range that is there, in milliseconds.
+const SCAN_WAIT_MS: u32 = 10;
+
+/// Clients that read what no window has, at most.
+const SCANS_MAX: usize = 8;
+
+/// See the top of this file.
+pub struct Streams {
+    consumer: KafkaOptions,
+    settings: StreamSettings,
+    formats: Arc<Formats>,
+    metrics: Arc<Metrics>,
+    memory: Arc<Memory>,
+    pool: Arc<ReaderPool>,
+    /// Made when the first one is needed.
+    clients: OnceLock<Arc<Clients>>,
+    streams: Mutex<BTreeMap<Arc<str>, Entry>>,
+    stop: CancellationToken,
+    runtime: Handle,
+}
+
+/// The clients of all streams. A broker serves the requests of a connection one after the other, and makes a fetch wait for
+/// records, so questions have a client of their own.
+pub(super) struct Clients {
+    /// Reads the streams.
+    pub(super) log: Arc<LogReader>,
+    /// Is asked for topics and offsets.
+    pub(super) asker: Arc<LogReader>,
+}
+
+struct Entry {
+    stream: Arc<TopicStream>,
+    /// The configuration asks for it, so it stays without readers.
+    stays: bool,
+}
+
+impl Streams {
+    /// No streams yet; those to come take `settings`.
+    ///
+    /// # Errors
+    /// librdkafka's options are illegal.
+    pub fn new(
+        consumer: KafkaOptions,
+        settings: StreamSettings,
+        memory: Arc<Memory>,
+        formats: Arc<Formats>,
+        metrics: Arc<Metrics>,
+        runtime: Handle,
+    ) -> Result<Arc<Self>> {
+        let mut options = options(&consumer)?;
+        // The request that an earlier scan has left behind must not hold up the next one.
+        options.options.insert("fetch.wait.max.ms".to_owned(), SCAN_WAIT_MS.to_string());
+        let pool = ReaderPool::new(options, SCANS_MAX);
+        Ok(Arc::new(Self {
+            consumer,
+            settings,
+            formats,
+            metrics,
+            memory,
+            pool,
+            clients: OnceLock::new(),
+            streams: Mutex::default(),
+            stop: CancellationToken::new(),
+            runtime,
+        }))
+    }
+
+    /// The stream of `topic`, if it has one.
+    pub fn get(&self, topic: &str) -> Option<Arc<TopicStream>> {
+        self.streams.lock().get(topic).map(|entry| entry.stream.clone())
+    }
+
+    /// All streams, in the order of their topics.
+    pub fn all(&self) -> Vec<Arc<TopicStream>> {
+        self.streams.lock().values().map(|entry| entry.stream.clone()).collect()
+    }
+
+    /// Bytes in all windows.
+    pub fn bytes(&self) -> usize {
+        self.memory.used()
+    }
+
+    /// The stream of `topic`, which begins now if it has none, or if the one it had has ended. It stays, whether it is read or
+    /// not.
+    ///
+    /// # Errors
+    /// An illegal name, or librdkafka's options are.
+    pub async fn open(&self, topic: &str) -> Result<Arc<TopicStream>> {
+        Ok(self.attach(topic, true).await?.share())
+    }
+
+    async fn attach(&self, topic: &str, stays: bool) -> Result<Attached> {
+        check_topic_name(topic)?;
+        let clients = self.clients().await?;
+        let mut streams = self.streams.lock();
+        if self.stop.is_cancelled() {
+            return Err(Error::new(ErrorKind::Unavailable, "karrow is shutting down"));
+        }
+        let stays = stays || streams.get(topic).is_some_and(|known| known.stays);
+        if let Some(known) = streams.get_mut(topic)
+            && !known.stream.has_ended()
+        {
+            known.stays = stays;
+            return Ok(known.stream.attach());
+        }
+        let topic: Arc<str> = Arc::from(topic);
+        let (settings, memory) = (self.settings.clone(), self.memory.clone());
+        let stream = TopicStream::new(topic.clone(), settings, memory, &self.metrics);
+        let attached = stream.attach();
+        streams.insert(topic, Entry { stream: stream.clone(), stays });
+        self.runtime.spawn(stream.feed(clients, self.formats.clone()));
+        Ok(attached)
+    }
+
+    /// Ends the stream of `topic`; returns whether there was one.
+    pub fn close(&self, topic: &str) -> bool {
+        let entry = self.streams.lock().remove(topic);
+        entry.inspect(|entry| self.end(entry)).is_some()
+    }
+
+    /// Ends all of them, and takes no new ones.
+    pub fn close_all(&self) {
+        self.stop.cancel();
+        for entry in std::mem::take(&mut *self.streams.lock()).into_values() {
+            self.end(&entry);
+        }
+    }
+
+    fn end(&self, entry: &Entry) {
+        entry.stream.close();
+        for reason in ["full", "old"] {
+            let labels = [&**entry.stream.topic(), reason];
+            let _ = self.metrics.stream_dropped_rows.remove_label_values(&labels);
+        }
+    }
+
+    /// Ends streams that nobody reads and the configuration does not name, and opens those whose topics match `patterns`,
+    /// until [all are closed](Self::close_all).
+    pub async fn tend(self: Arc<Self>, patterns: Vec<Regex>) {
+        let mut looked: Option<Instant> = None;
+        while self.stop.run_until_cancelled(tokio::time::sleep(TEND_INTERVAL)).await.is_some() {
+            self.close_idle();
+            let is_due = looked.is_none_or(|looked| looked.elapsed() >= PATTERN_INTERVAL);
+            if !patterns.is_empty() && is_due {
+                looked = Some(Instant::now());
+                if let Err(error) = self.open_matching(&patterns).await {
+                    tracing::warn!(%error, "looking for topics that are to be streams");
+                }
+            }
+        }
+    }
+
+    fn close_idle(&self) {
+        let idle_max = self.settings.window.age_max;
+        let mut idle = Vec::new();
+        self.streams.lock().retain(|_, entry| {
+            let is_idle = !entry.stays && entry.stream.idle().is_some_and(|idle| idle >= idle_max);
+            if is_idle {
+                idle.push(Entry { stream: entry.stream.clone(), stays: false });
+            }
+            !is_idle
+        });
+        for entry in &idle {
+            tracing::info!(topic = %entry.stream.topic(), "nobody reads this stream: closed");
+            self.end(entry);
+        }
+    }
+
+    async fn open_matching(&self, patterns: &[Regex]) -> Result<()> {
+        for topic in self.topics().await? {
+            let is_wanted = patterns.iter().any(|pattern| pattern.is_match(&topic.name));
+            if is_wanted && self.get(&topic.name).is_none() {
+                self.open(&topic.name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A cursor on `topic` from `from` to `until`.
+    ///
+    /// # Errors
+    /// As [`Cursor::new`].
+    pub fn cursor(&self, topic: &str, from: Positions, until: Positions) -> Result<Cursor> {
+        let stream = self.get(topic).map(|stream| stream.attach());
+        Cursor::new(self.sources(topic), stream, from, Some(until))
+    }
+
+    /// A cursor on `topic` that follows it from `from` on; its stream begins now if it has none.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn follow(&self, topic: &str, from: Positions) -> Result<Cursor> {
+        let stream = self.attach(topic, false).await?;
+        Cursor::new(self.sources(topic), Some(stream), from, None)
+    }
+
+    /// The columns of the first records from `from` on; nothing is made or kept for it.
+    ///
+    /// # Errors
+    /// The topic does not exist, or cannot be read.
+    pub async fn sample(&self, topic: &str, from: &Positions) -> Result<SchemaRef> {
+        let ends = self.offsets(topic, OffsetOf::End).await?;
+        let first = self.offsets(topic, OffsetOf::Beginning).await?;
+        let mut from = from.clone();
+        from.raise_all(&first);
+        let mut to = from.clone();
+        for (partition, end) in ends.iter() {
+            to.set(partition, end.min(from.get(partition) + SAMPLES_MAX));
+        }
+        let mut cursor = Cursor::new(self.sources(topic), None, from, Some(to))?;
+        let mut schema = None;
+        while let Some(batch) = cursor.next().await? {
+            schema = Some(batch.batch.schema());
+        }
+        match schema {
+            Some(schema) => Ok(schema),
+            None => Assembler::new(topic.into(), &self.formats, self.settings.cut)?.schema(),
+        }
+    }
+
+    fn sources(&self, topic: &str) -> Sources {
+        Sources {
+            topic: Arc::from(topic),
+            pool: self.pool.clone(),
+            formats: self.formats.clone(),
+            cut: CutLimits { linger: Duration::ZERO, ..self.settings.cut },
+        }
+    }
+
+    /// Every topic of the cluster, in the order of their names.
+    ///
+    /// # Errors
+    /// No broker answered in time.
+    pub async fn topics(&self) -> Result<Vec<TopicInfo>> {
+        let reader = self.clients().await?.asker.clone();
+        blocking(move || reader.topics(ASK_TIMEOUT)).await
+    }
+
+    /// How many partitions `topic` has.
+    ///
+    /// # Errors
+    /// The topic does not exist ([`ErrorKind::NotFound`]), or no broker answers.
+    pub async fn partition_count(&self, topic: &str) -> Result<i32> {
+        check_topic_name(topic)?;
+        let reader = self.clients().await?.asker.clone();
+        let topic = topic.to_owned();
+        blocking(move || count(&reader, &topic)).await
+    }
+
+    /// An offset of every partition of `topic`, as its leaders have it now; where there is none, as for a time that lies behind
+    /// all records, the end.
+    ///
+    /// # Errors
+    /// The topic does not exist ([`ErrorKind::NotFound`]), or its leaders do not answer.
+    pub async fn offsets(&self, topic: &str, of: OffsetOf) -> Result<Positions> {
+        check_topic_name(topic)?;
+        let reader = self.clients().await?.asker.clone();
+        let topic: Arc<str> = Arc::from(topic);
+        blocking(move || {
+            let partitions: Vec<Partition> = (0..count(&reader, &topic)?)
+                .map(|partition| Partition::new(topic.clone(), partition, None))
+                .collect();
+            let ask = |of| -> Result<Positions> {
+                let mut positions = Positions::new(vec![-1; partitions.len()]);
+                for found in settled(|| reader.offsets(&partitions, of, ASK_TIMEOUT))? {
+                    positions.set(found.partition, found.offset.unwrap_or(-1));
+                }
+                Ok(positions)
+            };
+            let mut found = ask(of)?;
+            if found.iter().any(|(_, offset)| offset < 0) {
+                for (partition, end) in ask(OffsetOf::End)?.iter() {
+                    if found.get(partition) < 0 {
+                        found.set(partition, end.max(0));
+                    }
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    async fn clients(&self) -> Result<Arc<Clients>> {
+        if let Some(clients) = self.clients.get() {
+            return Ok(clients.clone());
+        }
+        let options = options(&self.consumer)?;
+        let made = blocking(move || {
+            let (log, asker) = (LogReader::new(&options)?, LogReader::new(&options)?);
+            Ok(Clients { log: Arc::new(log), asker: Arc::new(asker) })
+        });
+        let made = Arc::new(made.await?);
+        Ok(self.clients.get_or_init(|| made).clone())
+    }
+}
+
+fn count(reader: &LogReader, topic: &str) -> Result<i32> {
+    match reader.partition_count(topic, ASK_TIMEOUT)? {
+        0 => {
+            let missing = format!("topic '{topic}' does not exist");
+            Err(Error::new(ErrorKind::NotFound, missing))
+        }
+        count => Ok(count),
+    }
+}
+
+/// Asks again while a partition has no leader, as in the moment after its topic was made. Blocks.
+fn settled<T>(ask: impl Fn() -> Result<T>) -> Result<T> {
+    let until = Instant::now() + ASK_TIMEOUT;
+    loop {
+        match ask() {
+            Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < until => {
+                std::thread::sleep(LEADER_INTERVAL);
+            }
+            asked => return asked,
+        }
+    }
+}
+
+fn options(consumer: &KafkaOptions) -> Result<ConsumerOptions> {
+    ConsumerOptions::new(consumer, &serde_json::Map::new(), CLIENT_ID, CLIENT_ID)
+}

@@ -1,0 +1,532 @@
+//! [`TopicStream`]: one topic as a window of recent batches, fed from Kafka without a group.
+//!
+//! Its task takes records out of librdkafka only when it has room for them, so a stream that must wait costs no more than
+//! its window and librdkafka's prefetch.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::datatypes::SchemaRef;
+use parking_lot::Mutex;
+use prometheus::IntCounter;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::assembler::{Assembler, CutLimits};
+use super::streams::Clients;
+use super::window::{Evicted, Memory, Positions, Window, WindowLimits};
+use super::{blocking, is_passing};
+use crate::config::streams::{Start, WhenFull};
+use crate::decode::formats::Formats;
+use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::Partition;
+use crate::kafka::consumer::Fetched;
+use crate::kafka::reader::{LogReader, Logged, Reading};
+use crate::kafka::topics::OffsetOf;
+use crate::metrics::Metrics;
+
+/// Deadline of one request for partitions and offsets.
+pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time between two looks for new partitions, and between tries to begin.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Time between two looks at the lag.
+const LAG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How a stream is made.
+#[derive(Clone, Debug)]
+pub struct StreamSettings {
+    /// Where it begins.
+    pub start: Start,
+    /// What its window may hold.
+    pub window: WindowLimits,
+    /// What happens when that is full.
+    pub when_full: WhenFull,
+    /// When batches are cut.
+    pub cut: CutLimits,
+}
+
+/// What a stream is doing.
+#[derive(Clone, Debug, Default)]
+pub enum Phase {
+    /// It finds out where to begin.
+    #[default]
+    Starting,
+    /// It follows its topic.
+    Live,
+    /// Its window is full, see [`WhenFull::Pause`].
+    Paused,
+    /// It ended by itself: why.
+    Failed(Error),
+    /// It was told to end.
+    Closed,
+}
+
+/// See the top of this file.
+pub struct TopicStream {
+    topic: Arc<str>,
+    settings: StreamSettings,
+    state: Mutex<State>,
+    /// Counts the changes of `state` that readers wait for.
+    changes: watch::Sender<u64>,
+    stop: CancellationToken,
+    readers: Mutex<Readers>,
+    dropped_full: IntCounter,
+    dropped_old: IntCounter,
+}
+
+struct Readers {
+    count: usize,
+    /// When the last one went.
+    since: Instant,
+}
+
+/// A stream with somebody who reads it: as long as it is there, the stream is not idle.
+pub struct Attached(Arc<TopicStream>);
+
+impl Attached {
+    /// The stream alone.
+    pub fn share(&self) -> Arc<TopicStream> {
+        self.0.clone()
+    }
+}
+
+impl std::ops::Deref for Attached {
+    type Target = TopicStream;
+
+    fn deref(&self) -> &TopicStream {
+        &self.0
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let mut readers = self.0.readers.lock();
+        readers.count -= 1;
+        readers.since = Instant::now();
+    }
+}
+
+struct State {
+    phase: Phase,
+    window: Window,
+    schema: Option<SchemaRef>,
+    /// How many schemas there were.
+    epoch: u64,
+    dropped: Evicted,
+    lag: Option<i64>,
+}
+
+/// What a stream looks like from outside.
+#[derive(Clone, Debug)]
+pub struct StreamView {
+    /// What it is doing.
+    pub phase: Phase,
+    /// The columns of its newest batch.
+    pub schema: Option<SchemaRef>,
+    /// How many schemas it has had.
+    pub epoch: u64,
+    /// From where on its window has everything.
+    pub starts: Positions,
+    /// Up to where.
+    pub ends: Positions,
+    /// Rows in its window.
+    pub rows: u64,
+    /// Bytes in its window.
+    pub bytes: usize,
+    /// Rows that have left its window.
+    pub dropped: Evicted,
+    /// How old its oldest batch is.
+    pub age: Option<Duration>,
+    /// Records between its end and that of its partitions, as far as Kafka has said.
+    pub lag: Option<i64>,
+    /// How many read it at this moment.
+    pub readers: usize,
+}
+
+impl Phase {
+    /// In one word.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Live => "live",
+            Self::Paused => "paused",
+            Self::Failed(_) => "failed",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl TopicStream {
+    /// A stream that has not begun; [`feed`](Self::feed) is its task.
+    pub fn new(
+        topic: Arc<str>,
+        settings: StreamSettings,
+        memory: Arc<Memory>,
+        metrics: &Metrics,
+    ) -> Arc<Self> {
+        let window = Window::new(Positions::default(), settings.window, memory);
+        let state = State {
+            phase: Phase::Starting,
+            window,
+            schema: None,
+            epoch: 0,
+            dropped: Evicted::default(),
+            lag: None,
+        };
+        let dropped =
+            |reason: &str| metrics.stream_dropped_rows.with_label_values(&[&*topic, reason]);
+        let (dropped_full, dropped_old) = (dropped("full"), dropped("old"));
+        Arc::new(Self {
+            topic,
+            settings,
+            state: Mutex::new(state),
+            changes: watch::Sender::new(0),
+            stop: CancellationToken::new(),
+            readers: Mutex::new(Readers { count: 0, since: Instant::now() }),
+            dropped_full,
+            dropped_old,
+        })
+    }
+
+    /// The topic's name.
+    pub fn topic(&self) -> &Arc<str> {
+        &self.topic
+    }
+
+    /// Tells of each change of what can be read, from now on.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Ends its task, and tells readers.
+    pub fn close(&self) {
+        self.stop.cancel();
+    }
+
+    /// A snapshot, without side effects.
+    pub fn view(&self) -> StreamView {
+        let state = self.state.lock();
+        StreamView {
+            phase: state.phase.clone(),
+            schema: state.schema.clone(),
+            epoch: state.epoch,
+            starts: state.window.starts().clone(),
+            ends: state.window.ends().clone(),
+            rows: state.window.rows(),
+            bytes: state.window.bytes(),
+            dropped: state.dropped,
+            age: state.window.oldest_made().map(|made| made.elapsed()),
+            lag: state.lag,
+            readers: self.readers.lock().count,
+        }
+    }
+
+    /// Somebody reads it.
+    pub fn attach(self: &Arc<Self>) -> Attached {
+        self.readers.lock().count += 1;
+        Attached(self.clone())
+    }
+
+    /// How long nobody has read it; `None` while somebody does.
+    pub fn idle(&self) -> Option<Duration> {
+        let readers = self.readers.lock();
+        (readers.count == 0).then(|| readers.since.elapsed())
+    }
+
+    /// Whether it will never have anything new.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state.lock().phase, Phase::Failed(_) | Phase::Closed)
+    }
+
+    fn count(&self, state: &mut State, evicted: Evicted) {
+        state.dropped.full_rows += evicted.full_rows;
+        state.dropped.old_rows += evicted.old_rows;
+        self.dropped_full.inc_by(evicted.full_rows);
+        self.dropped_old.inc_by(evicted.old_rows);
+    }
+
+    /// Follows its topic until it is closed or fails.
+    pub(super) async fn feed(self: Arc<Self>, clients: Arc<Clients>, formats: Arc<Formats>) {
+        let ended = match self.run(&clients, formats).await {
+            Ok(()) => Phase::Closed,
+            Err(error) => {
+                tracing::error!(topic = %self.topic, %error, "a stream has ended");
+                Phase::Failed(error)
+            }
+        };
+        self.state.lock().phase = ended;
+        self.changed();
+    }
+
+    async fn run(&self, clients: &Clients, formats: Arc<Formats>) -> Result<()> {
+        let ready = Arc::new(Notify::new());
+        let wake = ready.clone();
+        let reading = clients.log.reading(Box::new(move || wake.notify_one()))?;
+        let mut feed = Feed {
+            stream: self,
+            assembler: Assembler::new(self.topic.clone(), &formats, self.settings.cut)?,
+            reading: Some(reading),
+            ready,
+            partitions: 0,
+            ends: Vec::new(),
+            measured: Instant::now(),
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => Ok(()),
+            ended = feed.follow(clients) => ended,
+        }
+    }
+
+    /// Shows `look` the window; returns what the stream is doing, too.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Window) -> T) -> (T, Phase) {
+        let state = self.state.lock();
+        (look(&state.window), state.phase.clone())
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+/// Where to begin reading each of `partitions`. Blocks.
+fn starts_of(reader: &LogReader, partitions: &[Partition], start: Start) -> Result<Vec<Partition>> {
+    let ask = |of| reader.offsets(partitions, of, ASK_TIMEOUT);
+    let end_of = |ends: &[Partition], partition: i32| {
+        ends.iter().find(|end| end.partition == partition).and_then(|end| end.offset)
+    };
+    match start {
+        Start::Earliest => ask(OffsetOf::Beginning),
+        Start::Latest => ask(OffsetOf::End),
+        Start::Time(millis) => {
+            let mut found = ask(OffsetOf::Time(millis))?;
+            if found.iter().any(|found| found.offset.is_none()) {
+                let ends = ask(OffsetOf::End)?;
+                for found in found.iter_mut().filter(|found| found.offset.is_none()) {
+                    found.offset = end_of(&ends, found.partition);
+                }
+            }
+            Ok(found)
+        }
+        Start::Offset(offset) => {
+            let (mut found, ends) = (ask(OffsetOf::Beginning)?, ask(OffsetOf::End)?);
+            for found in &mut found {
+                let end = end_of(&ends, found.partition).unwrap_or(offset);
+                found.offset = found.offset.map(|first| offset.min(end).max(first));
+            }
+            Ok(found)
+        }
+    }
+}
+
+/// What the task of a stream knows.
+struct Feed<'a> {
+    stream: &'a TopicStream,
+    assembler: Assembler,
+    /// `None` while librdkafka works on it, which blocks.
+    reading: Option<Reading>,
+    /// There is something to be taken.
+    ready: Arc<Notify>,
+    /// How many partitions are read.
+    partitions: i32,
+    /// Ends that were reached behind what is in the assembler.
+    ends: Vec<(i32, i64)>,
+    /// When the lag was looked at last.
+    measured: Instant,
+}
+
+impl Feed<'_> {
+    async fn follow(&mut self, clients: &Clients) -> Result<()> {
+        let mut look = Instant::now();
+        let mut found = VecDeque::new();
+        loop {
+            if look <= Instant::now() {
+                look = Instant::now() + self.read_new_partitions(&clients.asker).await?;
+            }
+            self.measure_lag(&clients.log);
+            self.expire();
+            if let Some(until) = self.wait_for_room()? {
+                tokio::time::sleep_until(until.min(look).into()).await;
+                continue;
+            }
+            let due = self.assembler.due();
+            if self.assembler.is_full() || due.is_some_and(|due| due <= Instant::now()) {
+                self.cut().await?;
+                continue;
+            }
+            if found.is_empty()
+                && let Some(reading) = &mut self.reading
+            {
+                reading.take(&mut found);
+            }
+            if found.is_empty() {
+                let mut until = due.unwrap_or(look).min(look);
+                if let Some(old) = self.stream.state.lock().window.oldest_until() {
+                    until = until.min(old);
+                }
+                tokio::select! {
+                    () = self.ready.notified() => {}
+                    () = tokio::time::sleep_until(until.into()) => {}
+                }
+                continue;
+            }
+            while !self.assembler.is_full()
+                && let Some(found) = found.pop_front()
+            {
+                self.gather(found).await?;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Begins reading partitions that are not read yet; returns when to look again.
+    async fn read_new_partitions(&mut self, asker: &Arc<LogReader>) -> Result<Duration> {
+        let (topic, known) = (self.stream.topic.clone(), self.partitions);
+        let is_first = known == 0;
+        // A partition that comes later is new, so that all of it is.
+        let start = if is_first { self.stream.settings.start } else { Start::Earliest };
+        let (asked, asking) = (asker.clone(), topic.clone());
+        let ask = move || {
+            let count = asked.partition_count(&asking, ASK_TIMEOUT)?;
+            let new: Vec<Partition> = (known..count)
+                .map(|partition| Partition::new(asking.clone(), partition, None))
+                .collect();
+            if new.is_empty() { Ok(new) } else { starts_of(&asked, &new, start) }
+        };
+        let starts = match blocking(ask).await {
+            Ok(starts) if starts.is_empty() && is_first => return Ok(RETRY_INTERVAL),
+            Ok(starts) => starts,
+            Err(error) if is_passing(&error) => {
+                tracing::warn!(%topic, %error, "cannot tell where to begin");
+                return Ok(RETRY_INTERVAL);
+            }
+            Err(error) => return Err(error),
+        };
+        if !starts.is_empty() {
+            let Some(mut reading) = self.reading.take() else {
+                return Err(Error::internal("a stream without its reading"));
+            };
+            let begin = starts.clone();
+            let reading = blocking(move || {
+                for start in &begin {
+                    reading.start(&start.topic, start.partition, start.offset.unwrap_or(0))?;
+                }
+                Ok(reading)
+            });
+            self.reading = Some(reading.await?);
+            self.partitions += starts.len() as i32;
+            let mut state = self.stream.state.lock();
+            for start in &starts {
+                state.window.begin(start.partition, start.offset.unwrap_or(0));
+            }
+            if is_first {
+                state.phase = Phase::Live;
+            }
+            drop(state);
+            self.stream.changed();
+        }
+        Ok(LOOK_INTERVAL)
+    }
+
+    /// Compares where the window ends with what Kafka has said of its partitions' ends.
+    fn measure_lag(&mut self, reader: &LogReader) {
+        if self.measured.elapsed() < LAG_INTERVAL {
+            return;
+        }
+        self.measured = Instant::now();
+        let topic = &self.stream.topic;
+        let cached = (0..self.partitions).filter_map(|partition| {
+            let (_, end) = reader.cached_offsets(topic, partition)?;
+            Some((partition, end))
+        });
+        let ends: Vec<(i32, i64)> = cached.collect();
+        let mut state = self.stream.state.lock();
+        let lag =
+            |(partition, end): &(i32, i64)| (end - state.window.ends().get(*partition)).max(0);
+        state.lag = (!ends.is_empty()).then(|| ends.iter().map(lag).sum());
+    }
+
+    /// Lets go of what is too old.
+    fn expire(&self) {
+        let mut state = self.stream.state.lock();
+        let evicted = state.window.expire(Instant::now());
+        self.stream.count(&mut state, evicted);
+    }
+
+    /// Where there is none, until when that lasts at most.
+    fn wait_for_room(&self) -> Result<Option<Instant>> {
+        let mut state = self.stream.state.lock();
+        let is_full = state.window.is_full();
+        let until = match self.stream.settings.when_full {
+            WhenFull::Pause if is_full => state.window.oldest_until(),
+            WhenFull::Error if is_full => {
+                return Err(Error::new(
+                    ErrorKind::Exhausted,
+                    format!("the window of '{}' is full", self.stream.topic),
+                ));
+            }
+            WhenFull::DropOldest | WhenFull::Pause | WhenFull::Error => None,
+        };
+        match (&state.phase, until) {
+            (Phase::Live, Some(_)) => state.phase = Phase::Paused,
+            (Phase::Paused, None) => state.phase = Phase::Live,
+            _ => {}
+        }
+        Ok(until)
+    }
+
+    async fn gather(&mut self, found: Logged) -> Result<()> {
+        match found {
+            Logged::Fetched(Fetched::Record(record)) => self.assembler.push(record),
+            Logged::Fetched(Fetched::Failed(error)) if is_passing(&error) => {
+                tracing::warn!(topic = %self.stream.topic, %error, "reading");
+            }
+            Logged::Fetched(Fetched::Failed(error)) => return Err(error),
+            Logged::End { partition, offset } if self.assembler.is_empty() => {
+                self.stream.state.lock().window.advance(partition, offset);
+                self.stream.changed();
+            }
+            Logged::End { partition, offset } => self.ends.push((partition, offset)),
+            // Retention, or somebody, has deleted what comes next: readers are told by the offsets they get.
+            Logged::OutOfRange { partition } => self.begin_anew(partition).await?,
+        }
+        Ok(())
+    }
+
+    /// Goes on where a partition begins now.
+    async fn begin_anew(&mut self, partition: i32) -> Result<()> {
+        let Some(mut reading) = self.reading.take() else { return Ok(()) };
+        let reading = blocking(move || {
+            reading.restart(partition, OffsetOf::Beginning)?;
+            Ok(reading)
+        });
+        self.reading = Some(reading.await?);
+        tracing::warn!(topic = %self.stream.topic, partition, "records were deleted before they were read");
+        Ok(())
+    }
+
+    /// Makes a batch of what is gathered.
+    async fn cut(&mut self) -> Result<()> {
+        let mut ends = self.stream.state.lock().window.ends().clone();
+        let batches = self.assembler.cut(&mut ends).await?;
+        let evicts = self.stream.settings.when_full == WhenFull::DropOldest;
+        let mut state = self.stream.state.lock();
+        for batch in batches {
+            if state.schema.as_ref() != Some(batch.batch.schema_ref()) {
+                state.schema = Some(batch.batch.schema());
+                state.epoch += 1;
+            }
+            let evicted = state.window.push(Arc::new(batch), evicts);
+            self.stream.count(&mut state, evicted);
+        }
+        for (partition, offset) in self.ends.drain(..) {
+            state.window.advance(partition, offset);
+        }
+        drop(state);
+        self.stream.changed();
+        Ok(())
+    }
+}

@@ -1,0 +1,242 @@
+//! [`Window`]: the recent batches of one topic, each encoded once for all who read it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::encoded::EncodedBatch;
+
+/// Offsets by partition: of the record that comes next in each. A partition beyond the end is at its beginning.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Positions(Vec<i64>);
+
+impl Positions {
+    /// From the offset of each partition, in their order.
+    pub fn new(offsets: Vec<i64>) -> Self {
+        Self(offsets)
+    }
+
+    /// The offset that comes next in `partition`.
+    pub fn get(&self, partition: i32) -> i64 {
+        usize::try_from(partition).ok().and_then(|index| self.0.get(index)).copied().unwrap_or(0)
+    }
+
+    /// Moves `partition` to `offset`. A negative partition, which Kafka does not have, is nowhere.
+    pub fn set(&mut self, partition: i32, offset: i64) {
+        let Ok(index) = usize::try_from(partition) else { return };
+        if self.0.len() <= index {
+            self.0.resize(index + 1, 0);
+        }
+        if let Some(place) = self.0.get_mut(index) {
+            *place = offset;
+        }
+    }
+
+    /// Moves `partition` to `offset`, unless it is there already or later.
+    pub fn raise(&mut self, partition: i32, offset: i64) {
+        if self.get(partition) < offset {
+            self.set(partition, offset);
+        }
+    }
+
+    /// Moves each partition to where it is in `other`, unless it is there already or later.
+    pub fn raise_all(&mut self, other: &Self) {
+        for (partition, offset) in other.iter() {
+            self.raise(partition, offset);
+        }
+    }
+
+    /// In each partition the earlier of both.
+    #[must_use]
+    pub fn lower(&self, other: &Self) -> Self {
+        Self(self.iter().map(|(partition, offset)| offset.min(other.get(partition))).collect())
+    }
+
+    /// Each partition with the offset that comes next there.
+    pub fn iter(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
+        (0..).zip(self.0.iter().copied())
+    }
+
+    /// `{"0": 42}`.
+    pub fn to_json(&self) -> Value {
+        Value::Object(self.iter().map(|(number, next)| (number.to_string(), next.into())).collect())
+    }
+
+    /// Whether no partition comes later in `other`.
+    pub fn covers(&self, other: &Self) -> bool {
+        other.iter().all(|(partition, offset)| self.get(partition) >= offset)
+    }
+}
+
+/// What all windows of the process together hold, and may hold.
+#[derive(Debug)]
+pub struct Memory {
+    used: AtomicUsize,
+    bytes_max: usize,
+}
+
+impl Memory {
+    /// For so many bytes.
+    pub fn new(bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), bytes_max })
+    }
+
+    /// Bytes in all windows.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn is_exceeded(&self) -> bool {
+        self.used() > self.bytes_max
+    }
+}
+
+/// What a window may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowLimits {
+    /// Bytes of all its batches, as they lie in memory.
+    pub bytes_max: usize,
+    /// How old a batch may become.
+    pub age_max: Duration,
+}
+
+/// Batches that left a window, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Evicted {
+    /// Rows that made room for new ones.
+    pub full_rows: u64,
+    /// Rows that became too old.
+    pub old_rows: u64,
+}
+
+/// See the top of this file.
+#[derive(Debug)]
+pub struct Window {
+    batches: VecDeque<Arc<EncodedBatch>>,
+    /// How many batches have left: the number of the first one that is there.
+    first: u64,
+    /// From where on it has everything.
+    starts: Positions,
+    /// Up to where it has everything.
+    ends: Positions,
+    bytes: usize,
+    rows: u64,
+    limits: WindowLimits,
+    memory: Arc<Memory>,
+}
+
+impl Window {
+    /// An empty window at `starts`.
+    pub fn new(starts: Positions, limits: WindowLimits, memory: Arc<Memory>) -> Self {
+        let ends = starts.clone();
+        Self { batches: VecDeque::new(), first: 0, starts, ends, bytes: 0, rows: 0, limits, memory }
+    }
+
+    /// From where on it has everything.
+    pub fn starts(&self) -> &Positions {
+        &self.starts
+    }
+
+    /// Up to where it has everything.
+    pub fn ends(&self) -> &Positions {
+        &self.ends
+    }
+
+    /// Bytes of its batches.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Rows of its batches.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The number that the next batch will have.
+    pub fn next_number(&self) -> u64 {
+        self.first + self.batches.len() as u64
+    }
+
+    /// The number of the first batch that is there, or of the next one.
+    pub fn first_number(&self) -> u64 {
+        self.first
+    }
+
+    /// The batch with this number, if it is there.
+    pub fn batch(&self, number: u64) -> Option<&Arc<EncodedBatch>> {
+        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        self.batches.get(index)
+    }
+
+    /// Whether another batch would make older ones leave.
+    pub fn is_full(&self) -> bool {
+        self.bytes >= self.limits.bytes_max || self.memory.is_exceeded()
+    }
+
+    /// When the oldest batch was made.
+    pub fn oldest_made(&self) -> Option<Instant> {
+        self.batches.front().map(|batch| batch.made)
+    }
+
+    /// When the oldest batch becomes too old.
+    pub fn oldest_until(&self) -> Option<Instant> {
+        Some(self.batches.front()?.made + self.limits.age_max)
+    }
+
+    /// Appends a batch. What does not fit any more leaves, if it may; the newest one always stays.
+    pub fn push(&mut self, batch: Arc<EncodedBatch>, evicts: bool) -> Evicted {
+        self.bytes += batch.bytes();
+        self.rows += batch.rows();
+        self.memory.used.fetch_add(batch.bytes(), Ordering::Relaxed);
+        self.ends = batch.ends.clone();
+        self.batches.push_back(batch);
+        let mut evicted = Evicted::default();
+        while evicts
+            && self.batches.len() > 1
+            && (self.bytes > self.limits.bytes_max || self.memory.is_exceeded())
+        {
+            evicted.full_rows += self.pop();
+        }
+        evicted
+    }
+
+    /// A partition that joins, at `offset`.
+    pub fn begin(&mut self, partition: i32, offset: i64) {
+        self.starts.set(partition, offset);
+        self.ends.set(partition, offset);
+    }
+
+    /// Nothing but positions: what lay there was no record for readers.
+    pub fn advance(&mut self, partition: i32, offset: i64) {
+        self.ends.raise(partition, offset);
+    }
+
+    /// Lets go of what has become too old at `now`.
+    pub fn expire(&mut self, now: Instant) -> Evicted {
+        let mut evicted = Evicted::default();
+        while self.oldest_until().is_some_and(|until| until <= now) {
+            evicted.old_rows += self.pop();
+        }
+        evicted
+    }
+
+    /// Lets the oldest batch go; returns its rows.
+    fn pop(&mut self) -> u64 {
+        let Some(batch) = self.batches.pop_front() else { return 0 };
+        self.first += 1;
+        self.bytes -= batch.bytes();
+        self.rows -= batch.rows();
+        self.memory.used.fetch_sub(batch.bytes(), Ordering::Relaxed);
+        self.starts = batch.ends.clone();
+        batch.rows()
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.memory.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

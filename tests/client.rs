@@ -1,0 +1,486 @@
+//! `karrow client`: the program itself, against a karrow in this process.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{Int32Type, Int64Type};
+use arrow_ipc::reader::StreamReader;
+use karrow::config::Config;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::{Value, json};
+
+use crate::support::{DEADLINE, Kafka, Karrow, eventually};
+
+/// What a run of the program has said.
+struct Ran {
+    code: i32,
+    out: Vec<u8>,
+    err: String,
+}
+
+impl Ran {
+    /// What is on stdout, of a run that went well.
+    #[track_caller]
+    fn text(&self) -> &str {
+        assert_eq!(self.code, 0, "{}", self.err);
+        std::str::from_utf8(&self.out).unwrap()
+    }
+
+    #[track_caller]
+    fn json(&self) -> Vec<Value> {
+        self.text().lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    }
+
+    /// The only line on stderr, of a run that failed.
+    #[track_caller]
+    fn error(&self, code: i32) -> &str {
+        let line = self.err.trim_end();
+        assert!(self.code == code && !line.contains('\n'), "{}: {}", self.code, self.err);
+        line
+    }
+}
+
+fn server(karrow: &Karrow) -> String {
+    format!("http://{}", karrow.flight_addr())
+}
+
+/// The program without what the environment of the tests says.
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_karrow"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("KARROW_") {
+            command.env_remove(name);
+        }
+    }
+    command.arg("client").args(args);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(karrow: &Karrow, args: &[&str]) -> Ran {
+    let server = server(karrow);
+    finish(command(&[&["--server", server.as_str()], args].concat()).spawn().unwrap())
+}
+
+fn run_with(karrow: &Karrow, args: &[&str], input: &[u8]) -> Ran {
+    let server = server(karrow);
+    let mut command = command(&[&["--server", server.as_str()], args].concat());
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    finish(child)
+}
+
+#[track_caller]
+fn finish(child: Child) -> Ran {
+    let id = child.id().to_string();
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output().unwrap()));
+    let Ok(output) = receiver.recv_timeout(DEADLINE) else {
+        Command::new("kill").arg(id).status().unwrap();
+        panic!("it does not end: {:?}", receiver.recv().unwrap());
+    };
+    Ran {
+        code: output.status.code().unwrap(),
+        out: output.stdout,
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A run that goes on; it is ended when the test ends.
+struct Running {
+    child: Child,
+    out: Receiver<String>,
+    err: Receiver<String>,
+}
+
+impl Running {
+    fn start(karrow: &Karrow, args: &[&str]) -> Self {
+        let server = server(karrow);
+        let mut child = command(&[&["--server", server.as_str()], args].concat()).spawn().unwrap();
+        let out = lines(child.stdout.take().unwrap());
+        let err = lines(child.stderr.take().unwrap());
+        Self { child, out, err }
+    }
+
+    #[track_caller]
+    fn line(&self) -> String {
+        let line = self.out.recv_timeout(DEADLINE);
+        line.unwrap_or_else(|_| panic!("no line; {:?}", self.err.try_iter().collect::<Vec<_>>()))
+    }
+
+    #[track_caller]
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.line()).unwrap()
+    }
+
+    /// Waits for a line on stderr.
+    #[track_caller]
+    fn note(&self, part: &str) {
+        loop {
+            let line = self.err.recv_timeout(DEADLINE).expect(part);
+            if line.contains(part) {
+                return;
+            }
+        }
+    }
+
+    #[track_caller]
+    fn interrupt(&self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    }
+
+    #[track_caller]
+    fn code(&mut self) -> i32 {
+        let status = eventually("the program to end", || self.child.try_wait().unwrap());
+        status.code().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines() {
+            if line.is_err() || sender.send(line.unwrap()).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// A topic `orders` with three messages.
+fn orders() -> (Kafka, Karrow) {
+    let kafka = Kafka::with(&[("orders", 1)]);
+    let headers: &[(&[u8], Option<&[u8]>)] = &[(b"trace", Some(b"7f")), (b"raw", Some(b"\xff"))];
+    kafka.put_full(
+        "orders",
+        Some(b"k0"),
+        Some(br#"{"id":9007199254740993,"who":{"name":"a,b"}}"#),
+        headers,
+        1_700_000_000_123,
+    );
+    kafka.put_full("orders", Some(b"\xfe"), Some(br#"{"id":2}"#), &[], 1_700_000_001_000);
+    kafka.put_full("orders", None, Some(br#"{"id":3,"who":{}}"#), &[], 1_700_000_002_000);
+    let karrow = Karrow::start(&kafka);
+    (kafka, karrow)
+}
+
+#[test]
+fn rows_have_many_forms() {
+    let (_kafka, karrow) = orders();
+    let get = |args: &[&str]| run(&karrow, &[&["get", "orders"], args].concat());
+    let rows = get(&["--output", "json"]).json();
+    assert_eq!(
+        rows[0],
+        json!({
+            "topic": "orders", "partition": 0, "offset": 0, "timestamp": "2023-11-14T22:13:20.123Z",
+            "key": "k0",
+            "headers": [{"key": "trace", "value": "7f"}, {"key": "raw", "value_base64": "/w=="}],
+            "payload": {"id": 9_007_199_254_740_993_i64, "who": {"name": "a,b"}},
+            "error": null,
+        })
+    );
+    assert_eq!((rows.len(), &rows[1]["key_base64"]), (3, &json!("/g==")));
+    assert_eq!(rows[2]["key"], Value::Null);
+
+    let csv = get(&["--output", "csv", "--columns", "_offset,_key,who,id"]);
+    assert_eq!(
+        csv.text(),
+        "_offset,_key,_key_base64,id,who.name\n0,k0,,9007199254740993,\"a,b\"\n1,,/g==,2,\n2,,,3,\n"
+    );
+
+    let table = get(&[]);
+    let lines: Vec<&str> = table.text().lines().collect();
+    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert!(lines[0].starts_with("_partition  _offset  _timestamp"), "{lines:?}");
+    assert!(!lines[0].contains("_topic") && !lines[0].contains("_error"), "{lines:?}");
+    assert!(lines[2].contains("2023-11-14T22:13:20.123Z") && lines[2].contains("a,b"), "{lines:?}");
+    assert!(lines[3].contains("0xfe"), "{lines:?}");
+
+    let arrow = get(&["--output", "arrow"]);
+    assert_eq!(arrow.code, 0, "{}", arrow.err);
+    check_ids(
+        &StreamReader::try_new(&arrow.out[..], None)
+            .unwrap()
+            .map(Result::unwrap)
+            .collect::<Vec<_>>(),
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("orders.parquet");
+    let parquet = get(&["--output", "parquet", "-o", path.to_str().unwrap()]);
+    assert_eq!(parquet.text(), "");
+    assert!(parquet.err.contains("3 rows of orders are in "), "{}", parquet.err);
+    check_ids(&parquet_rows(&path));
+}
+
+fn check_ids(batches: &[RecordBatch]) {
+    let of = |batch: &RecordBatch| -> Vec<i64> {
+        let payload = batch.column_by_name("payload").unwrap().as_struct();
+        payload.column_by_name("id").unwrap().as_primitive::<Int64Type>().values().to_vec()
+    };
+    assert_eq!(batches.iter().flat_map(of).collect::<Vec<_>>(), [9_007_199_254_740_993, 2, 3]);
+}
+
+fn parquet_rows(path: &Path) -> Vec<RecordBatch> {
+    let file = std::fs::File::open(path).unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
+    reader.map(Result::unwrap).collect()
+}
+
+#[test]
+fn a_read_has_bounds() {
+    let (_kafka, karrow) = orders();
+    let offsets = |args: &[&str]| -> Vec<i64> {
+        let line = [&["get", "orders", "--output", "json", "--columns", "offset"], args].concat();
+        let rows = run(&karrow, &line).json();
+        rows.iter().map(|row| row["offset"].as_i64().unwrap()).collect()
+    };
+    for (args, expected) in [
+        (&["--from", "0:1"][..], &[1, 2][..]),
+        (&["--from", "earliest", "--to", "0:2"], &[0, 1]),
+        (&["--from", "0:2", "--to", "now"], &[2]),
+        (&["--from", "latest"], &[]),
+        (&["--limit", "2"], &[0, 1]),
+        (&["--follow", "--from", "earliest", "--limit", "3"], &[0, 1, 2]),
+    ] {
+        assert_eq!(offsets(args), expected, "{args:?}");
+    }
+}
+
+#[cfg(feature = "embedded-broker")]
+#[test]
+fn a_read_begins_at_a_time() {
+    let karrow = Karrow::embedded(&["--topics", "t"]);
+    let input = b"timestamp,a\n2023-11-14T22:13:20Z,1\n1700000001000,2\n1700000002000,3\n";
+    let done = run_with(&karrow, &["put", "t", "--input", "csv"], input);
+    assert_eq!(done.text(), "3 messages are stored in t\n");
+    for (place, expected) in
+        [("2023-11-14T22:13:21Z", 2), ("1700000001001", 1), ("1700000002001", 0), ("earliest", 3)]
+    {
+        let rows = run(&karrow, &["get", "t", "--from", place, "--output", "json"]).json();
+        assert_eq!(rows.len(), expected, "{place}: {rows:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_in_a_line() {
+    let (_kafka, karrow) = orders();
+    let error = |args: &[&str], code: i32| run(&karrow, args).error(code).to_owned();
+    assert_eq!(
+        error(&["get", "orders", "--columns", "offset,payload.prize", "--output", "json"], 64),
+        "karrow: --columns: orders has no column 'payload.prize'; it has topic, partition, offset, timestamp, key, headers, payload.id, payload.who.name, error.message, error.key, error.payload"
+    );
+    assert!(error(&["get", "nosuch"], 1).contains("'nosuch'"));
+    assert!(error(&["get", "orders", "--from", "5:1"], 64).contains("has 1 partitions"));
+    assert!(error(&["get", "orders", "--output", "parquet"], 64).contains("--file"));
+    let file = error(&["get", "orders", "-o", "/nosuch/file"], 1);
+    assert!(file.starts_with("karrow: /nosuch/file: cannot create it: "), "{file}");
+    assert!(error(&["actions", "nosuch"], 1).contains("nosuch"));
+    for args in [&["get", "a b"][..], &["get", "orders", "--from", "monday"], &["get"]] {
+        assert_eq!(run(&karrow, args).code, 64, "{args:?}");
+    }
+    let unreached = finish(command(&["list", "--server", "127.0.0.1:1"]).spawn().unwrap());
+    let unreached = unreached.error(1);
+    assert!(unreached.starts_with("karrow: cannot reach http://127.0.0.1:1: "), "{unreached}");
+    let mut variable = command(&["list"]);
+    variable.env("KARROW_SERVER", "https://a");
+    assert!(finish(variable.spawn().unwrap()).error(64).starts_with("karrow: KARROW_SERVER: "));
+    variable.env("KARROW_SERVER", server(&karrow));
+    assert_eq!(finish(variable.spawn().unwrap()).code, 0);
+}
+
+#[test]
+fn streams_sessions_and_actions_are_listed() {
+    let (kafka, karrow) = orders();
+    kafka.create("quiet", 1);
+    // Reading it to a limit makes it a stream.
+    let follow = ["get", "orders", "--follow", "--from", "earliest", "--limit", "3"];
+    assert_eq!(run(&karrow, &follow).code, 0);
+    let mut session = karrow.named("g:n");
+    session.call(&["LPOP", "topics:quiet"]);
+    let list = |args: &[&str]| run(&karrow, &[&["list", "--output", "json"], args].concat()).json();
+    let found = list(&["--all"]);
+    let kinds: Vec<(&Value, &Value)> =
+        found.iter().map(|entry| (&entry["kind"], &entry["topic"])).collect();
+    assert!(kinds.contains(&(&json!("stream"), &json!("orders"))), "{found:?}");
+    assert!(kinds.contains(&(&json!("topic"), &json!("quiet"))), "{found:?}");
+    assert_eq!(found.last().unwrap(), &json!({"kind": "session", "group": "g", "name": "n"}));
+    assert_eq!(found[0]["columns"]["id"], json!("Int64"), "{found:?}");
+    let found = list(&["o*"]);
+    assert_eq!((found.len(), &found[0]["topic"]), (1, &json!("orders")));
+    let table = run(&karrow, &["list", "--all"]);
+    assert!(table.text().starts_with("topic "), "{}", table.text());
+
+    assert_eq!(run(&karrow, &["actions", "health"]).text(), "ok\n");
+    assert!(run(&karrow, &["actions"]).text().contains("list-topics"));
+    let topics = run(&karrow, &["actions", "list-topics"]);
+    assert!(topics.text().lines().any(|name| name == "quiet"), "{}", topics.text());
+    assert_eq!(run(&karrow, &["actions", "drop-stream", "orders"]).text(), "");
+}
+
+#[test]
+fn messages_are_put() {
+    let kafka = Kafka::with(&[("a", 1), ("b", 1), ("c", 2)]);
+    let karrow = Karrow::start(&kafka);
+    let put = |args: &[&str], input: &[u8]| run_with(&karrow, &[&["put"], args].concat(), input);
+    let done = put(&["a"], b"{\"x\": 1.50}\n\n[2]\n");
+    assert_eq!(done.text(), "2 messages are stored in a\n");
+    assert_eq!(kafka.values("a", 0), [&b"{\"x\": 1.50}"[..], b"[2]"]);
+
+    let done = put(&["a", "--input", "json"], b"{\"x\":3}\n{\"x\":\n{\"x\":5}\n");
+    assert_eq!(
+        done.error(1),
+        "karrow: stdin: line 2: it is no JSON: EOF while parsing a value at character 5; 1 message is stored in a"
+    );
+    assert_eq!(kafka.values("a", 0).len(), 3);
+
+    let done = put(&["c", "--input", "csv"], b"key,partition,name\nk,1,x\n,0,y\n");
+    assert_eq!(done.text(), "2 messages are stored in c\n");
+    assert_eq!(kafka.records("c", 1), [(Some(b"k".to_vec()), Some(br#"{"name":"x"}"#.to_vec()))]);
+    assert_eq!(kafka.values("c", 0), [br#"{"name":"y"}"#]);
+
+    // What was read can be put.
+    let (orders, other) = orders();
+    let rows = run(
+        &other,
+        &["get", "orders", "--output", "arrow", "--columns", "key,headers,timestamp,payload"],
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("orders.arrows");
+    std::fs::write(&file, &rows.out).unwrap();
+    let done = put(&["b", "--input", "arrow", file.to_str().unwrap()], b"");
+    assert_eq!(done.text(), "3 messages are stored in b\n");
+    let keys = |kafka: &Kafka, topic| -> Vec<Option<Vec<u8>>> {
+        kafka.records(topic, 0).into_iter().map(|(key, _)| key).collect()
+    };
+    assert_eq!(keys(&kafka, "b"), keys(&orders, "orders"));
+
+    assert_eq!(put(&["a"], b"").text(), "0 messages are stored in a\n");
+    let error = put(&["a", "--input", "arrow"], b"no arrow at all");
+    assert!(error.error(1).starts_with("karrow: stdin: no Arrow stream: "));
+    let error = put(&["c", "--input", "csv"], b"partition,name\n7,x\n");
+    let error = error.error(1);
+    assert!(error.contains("row 0") && error.ends_with("0 messages are stored in c"), "{error}");
+}
+
+#[test]
+fn lines_are_put_while_more_is_to_come() {
+    let kafka = Kafka::with(&[("a", 1)]);
+    let karrow = Karrow::start(&kafka);
+    let mut command = command(&["put", "a", "--server", &server(&karrow)]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let stdin = child.stdin.as_mut().unwrap();
+    for number in 0..3 {
+        writeln!(stdin, "{number}").unwrap();
+        eventually("the line to be stored", || (kafka.end("a", 0) > number).then_some(()));
+    }
+    assert_eq!(finish(child).text(), "3 messages are stored in a\n");
+}
+
+#[test]
+fn a_follow_goes_on_over_new_columns() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put("t", 0, r#"{"a":1}"#);
+    let karrow = Karrow::start(&kafka);
+    let follow = |output: &str| {
+        let from = ["get", "t", "--follow", "--from", "earliest", "--output", output];
+        Running::start(&karrow, &from)
+    };
+    let (json, table, mut csv) = (follow("json"), follow("table"), follow("csv"));
+    assert_eq!(json.json()["payload"], json!({"a": 1}));
+    assert!(table.line().ends_with(" a"));
+    assert!(table.line().starts_with('─'));
+    assert!(table.line().ends_with(" 1"));
+    assert!(csv.line().contains(",a,"));
+    assert!(csv.line().contains(",1,"));
+    kafka.put("t", 0, r#"{"a":2,"b":"x"}"#);
+    assert_eq!(json.json()["payload"], json!({"a": 2, "b": "x"}));
+    assert_eq!(table.line(), "");
+    assert!(table.line().contains(" a  b"));
+    assert!(table.line().starts_with('─'));
+    assert!(table.line().ends_with(" 2  x"));
+    csv.note("t: its columns have changed");
+    assert_eq!(csv.code(), 1);
+    for offset in 2..20 {
+        kafka.put("t", 0, r#"{"a":3}"#);
+        assert_eq!(json.json()["offset"], json!(offset));
+    }
+}
+
+#[test]
+fn a_lost_connection_is_made_again() {
+    let kafka = Kafka::with(&[("t", 2)]);
+    kafka.put("t", 0, r#"{"a":1}"#);
+    let mut karrow = Karrow::start(&kafka);
+    let port = karrow.flight_addr().port();
+    let args = ["get", "t", "--follow", "--from", "earliest", "--output", "json"];
+    let mut follow = Running::start(&karrow, &args);
+    let arrow = tempfile::tempdir().unwrap();
+    let path = arrow.path().join("t.parquet");
+    let args = ["get", "t", "--follow", "--from", "earliest", "--output", "parquet", "-o"];
+    let mut file = Running::start(&karrow, &[&args[..], &[path.to_str().unwrap()]].concat());
+    assert_eq!(follow.json()["offset"], json!(0));
+    for round in 1..4 {
+        karrow.stop().join().unwrap();
+        follow.note("lost t");
+        // While nobody serves.
+        kafka.put("t", 0, format!(r#"{{"a":{round}}}"#));
+        kafka.put("t", 1, format!(r#"{{"a":{round}}}"#));
+        karrow = Karrow::with(&kafka, &[], |config: &mut Config| {
+            config.flight.as_mut().unwrap().addr.set_port(port);
+        });
+        follow.note("goes on with t");
+        file.note("goes on with t");
+        let mut places: Vec<(i64, i64)> = (0..2)
+            .map(|_| follow.json())
+            .map(|row| (row["partition"].as_i64().unwrap(), row["offset"].as_i64().unwrap()))
+            .collect();
+        places.sort_unstable();
+        assert_eq!(places, [(0, round), (1, round - 1)]);
+    }
+    follow.interrupt();
+    assert_eq!(follow.code(), 0);
+    file.interrupt();
+    assert_eq!(file.code(), 0);
+    let mut seen = [0, 0];
+    for batch in parquet_rows(&path) {
+        let partitions = batch.column_by_name("partition").unwrap().as_primitive::<Int32Type>();
+        let offsets = batch.column_by_name("offset").unwrap().as_primitive::<Int64Type>();
+        for (partition, offset) in partitions.values().iter().zip(offsets.values()) {
+            let next = &mut seen[*partition as usize];
+            assert_eq!(*offset, *next, "nothing is missing and nothing is there twice");
+            *next += 1;
+        }
+    }
+    assert!(seen[0] > 0, "{seen:?}");
+}
+
+#[test]
+fn a_reader_that_goes_ends_it() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put("t", 0, r#"{"a":1}"#);
+    let karrow = Karrow::start(&kafka);
+    let args = ["get", "t", "--follow", "--from", "earliest", "--server", &server(&karrow)];
+    let mut child = command(&args).spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    let status = eventually("it to end", || {
+        kafka.put("t", 0, r#"{"a":2}"#);
+        child.try_wait().unwrap()
+    });
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert_eq!((status.code(), err.as_str()), (Some(0), ""));
+}

@@ -1,0 +1,622 @@
+//! Arrow Flight, through its Rust client: what is planned, read, followed, put and consumed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Int32Type, Int64Type};
+use arrow_flight::decode::{DecodedPayload, FlightRecordBatchStream};
+use arrow_flight::encode::FlightDataEncoderBuilder;
+use arrow_flight::error::FlightError;
+use arrow_flight::{Action, FlightClient, FlightData, FlightDescriptor, FlightInfo, Ticket};
+use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::{Value, json};
+use tonic::Code;
+use tonic::transport::Channel;
+
+use crate::support::{DEADLINE, Kafka, Karrow};
+
+async fn connect(karrow: &Karrow) -> FlightClient {
+    let address = format!("http://{}", karrow.flight_addr());
+    let channel = Channel::from_shared(address).expect("an address").connect().await;
+    FlightClient::new(channel.expect("a connection"))
+}
+
+fn command(request: Value) -> FlightDescriptor {
+    FlightDescriptor::new_cmd(request.to_string())
+}
+
+#[track_caller]
+fn in_time<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    let timed = tokio::time::timeout(DEADLINE, work);
+    async move { timed.await.unwrap_or_else(|_| panic!("{caller}: waited in vain")) }
+}
+
+fn code(error: &FlightError) -> (Code, String) {
+    match error {
+        FlightError::Tonic(status) => (status.code(), status.message().to_owned()),
+        other => panic!("{other}"),
+    }
+}
+
+async fn read(client: &mut FlightClient, ticket: Ticket) -> Vec<(RecordBatch, Value)> {
+    let mut found = Vec::new();
+    let mut batches = get(client, ticket).await;
+    while let Some(data) = in_time(batches.next()).await {
+        found.push(data.expect("no error"));
+    }
+    found
+}
+
+type Said = stream::BoxStream<'static, Result<(RecordBatch, Value), FlightError>>;
+
+/// Batches, each with what is said beside it.
+fn said(batches: FlightRecordBatchStream) -> Said {
+    let decoded = batches.into_inner().try_filter_map(|data| async move {
+        let said = data.inner.app_metadata.clone();
+        Ok(match data.payload {
+            DecodedPayload::RecordBatch(batch) => {
+                Some((batch, serde_json::from_slice(&said).expect("JSON")))
+            }
+            DecodedPayload::Schema(_) | DecodedPayload::None => None,
+        })
+    });
+    decoded.boxed()
+}
+
+async fn get(client: &mut FlightClient, ticket: Ticket) -> Said {
+    said(client.do_get(ticket).await.expect("a stream"))
+}
+
+fn ticket(info: &FlightInfo, endpoint: usize) -> Ticket {
+    info.endpoint[endpoint].ticket.clone().expect("a ticket")
+}
+
+async fn plan(client: &mut FlightClient, request: Value) -> FlightInfo {
+    client.get_flight_info(command(request)).await.expect("a plan")
+}
+
+async fn rows(client: &mut FlightClient, request: Value) -> Vec<(i32, i64)> {
+    let info = plan(client, request).await;
+    let mut places = Vec::new();
+    for endpoint in 0..info.endpoint.len() {
+        for (batch, _) in read(client, ticket(&info, endpoint)).await {
+            places.extend(places_of(&batch));
+        }
+    }
+    places.sort_unstable();
+    places
+}
+
+fn places_of(batch: &RecordBatch) -> Vec<(i32, i64)> {
+    let partitions =
+        batch.column_by_name("partition").expect("a column").as_primitive::<Int32Type>();
+    let offsets = batch.column_by_name("offset").expect("a column").as_primitive::<Int64Type>();
+    partitions.values().iter().copied().zip(offsets.values().iter().copied()).collect()
+}
+
+fn range(partition: i32, offsets: std::ops::Range<i64>) -> Vec<(i32, i64)> {
+    offsets.map(|offset| (partition, offset)).collect()
+}
+
+/// Two partitions with 50 JSON objects each.
+fn orders() -> Kafka {
+    let kafka = Kafka::with(&[("orders", 2)]);
+    for partition in 0..2 {
+        let value = |offset| format!(r#"{{"id":{offset},"name":"n{offset}"}}"#);
+        kafka.put_all("orders", partition, (0..50).map(value));
+    }
+    kafka
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_is_read_with_types_and_in_ranges() {
+    let kafka = orders();
+    let karrow = Karrow::start(&kafka);
+    let mut client = connect(&karrow).await;
+    let info = client
+        .get_flight_info(FlightDescriptor::new_path(vec!["orders".to_owned()]))
+        .await
+        .expect("a plan");
+    let schema = info.clone().try_decode_schema().expect("a schema");
+    let DataType::Struct(fields) =
+        schema.field_with_name("payload").expect("a payload").data_type()
+    else {
+        panic!("{schema}");
+    };
+    let types: Vec<_> = fields.iter().map(|f| (f.name().as_str(), f.data_type().clone())).collect();
+    assert_eq!(types, [("id", DataType::Int64), ("name", DataType::Utf8)]);
+    let read_all = read(&mut client, ticket(&info, 0)).await;
+    assert!(read_all.iter().all(|(batch, _)| *batch.schema() == schema), "as promised");
+    let (_, said) = read_all.last().expect("a batch");
+    assert_eq!(said["positions"], json!({"0": 50, "1": 50}));
+    let described = client.get_schema(FlightDescriptor::new_path(vec!["orders".to_owned()])).await;
+    assert_eq!(described.expect("a schema"), schema);
+    let mut all = range(0, 0..50);
+    all.extend(range(1, 0..50));
+    assert_eq!(rows(&mut client, json!({"topic": "orders"})).await, all);
+    let split = json!({"topic": "orders", "split": "partition"});
+    assert_eq!(plan(&mut client, split.clone()).await.endpoint.len(), 2);
+    assert_eq!(rows(&mut client, split).await, all);
+    for compression in ["none", "lz4", "zstd"] {
+        let request = json!({"topic": "orders", "compression": compression});
+        assert_eq!(rows(&mut client, request).await, all);
+    }
+    let mut some = range(0, 40..45);
+    some.extend(range(1, 0..45));
+    let request = json!({
+        "topic": "orders", "from": {"positions": {"0": 40}}, "to": {"positions": {"0": 45, "1": 45}},
+    });
+    assert_eq!(rows(&mut client, request).await, some);
+    assert_eq!(rows(&mut client, json!({"topic": "orders", "from": "latest"})).await, []);
+    assert_eq!(rows(&mut client, json!({"topic": "orders", "limit": 7})).await.len(), 7);
+    let info = plan(
+        &mut client,
+        json!({"topic": "orders", "layout": "flat", "columns": ["name", "_offset"]}),
+    )
+    .await;
+    for (batch, _) in read(&mut client, ticket(&info, 0)).await {
+        let schema = batch.schema();
+        let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+        assert_eq!(names, ["_offset", "name"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_goes_on_at_any_message() {
+    let kafka = orders();
+    let karrow = Karrow::with(&kafka, &["--batch-size", "7"], |_| {});
+    let mut client = connect(&karrow).await;
+    let info = plan(&mut client, json!({"topic": "orders"})).await;
+    let messages = read(&mut client, ticket(&info, 0)).await;
+    assert!(messages.len() > 5, "{} messages", messages.len());
+    for cut in 0..messages.len() {
+        let mut seen: Vec<_> =
+            messages[..=cut].iter().flat_map(|(batch, _)| places_of(batch)).collect();
+        let from = json!({"positions": messages[cut].1["positions"]});
+        seen.extend(rows(&mut client, json!({"topic": "orders", "from": from})).await);
+        seen.sort_unstable();
+        let mut all = range(0, 0..50);
+        all.extend(range(1, 0..50));
+        assert_eq!(seen, all, "after message {cut}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follow_ends_before_what_does_not_fit() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put_all("t", 0, (0..3).map(|id| format!(r#"{{"id":{id}}}"#)));
+    let karrow = Karrow::start(&kafka);
+    let mut client = connect(&karrow).await;
+    let info = plan(&mut client, json!({"topic": "t", "from": "earliest", "to": "follow"})).await;
+    let mut batches = get(&mut client, ticket(&info, 0)).await;
+    let mut seen = 0;
+    while seen < 3 {
+        seen += in_time(batches.next()).await.expect("more").expect("no error").0.num_rows();
+    }
+    // The stream lives on while it is read.
+    let names = |flights: Vec<FlightInfo>| -> Vec<Vec<String>> {
+        flights.into_iter().map(|info| info.flight_descriptor.expect("one").path).collect()
+    };
+    let mut other = connect(&karrow).await;
+    let flights = other.list_flights("*").await;
+    assert_eq!(names(flights.expect("flights").try_collect().await.expect("all")), [["t"]]);
+    kafka.put_all("t", 0, [r#"{"id":3}"#, r#"{"id":4,"more":"x"}"#, r#"{"id":5}"#]);
+    let mut last = Value::Null;
+    while let Some(batch) = in_time(batches.next()).await {
+        let (batch, said) = batch.expect("it ends without an error");
+        seen += batch.num_rows();
+        last = said;
+    }
+    assert_eq!((seen, &last), (4, &json!({"positions": {"0": 4}, "schema_changed": true})));
+    let from = json!({"positions": last["positions"]});
+    let info = plan(&mut client, json!({"topic": "t", "from": from, "to": "now"})).await;
+    let mut more = Vec::new();
+    for (batch, _) in read(&mut client, ticket(&info, 0)).await {
+        let payload = batch.column_by_name("payload").expect("a payload").as_struct();
+        let texts = payload.column_by_name("more").expect("the new field").as_string::<i32>();
+        more.extend(texts.iter().map(|text| text.map(str::to_owned)));
+    }
+    assert_eq!(more, [Some("x".to_owned()), None]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_questions_are_told_so_by_name() {
+    let kafka = orders();
+    let karrow = Karrow::start(&kafka);
+    let mut client = connect(&karrow).await;
+    for (request, wanted, why) in [
+        (json!({"topic": "nosuch"}), Code::NotFound, "topic 'nosuch' does not exist"),
+        (json!({"topic": "no such"}), Code::InvalidArgument, "no such"),
+        (
+            json!({"topic": "orders", "form": 1}),
+            Code::InvalidArgument,
+            "form: no such field of a read",
+        ),
+        (
+            json!({"topic": "orders", "limit": 1, "split": "partition"}),
+            Code::InvalidArgument,
+            "limit: ",
+        ),
+        (
+            json!({"topic": "orders", "from": "window"}),
+            Code::NotFound,
+            "topic 'orders' is no stream",
+        ),
+        (
+            json!({"topic": "orders", "from": {"positions": {"7": 1}}}),
+            Code::InvalidArgument,
+            "positions: topic 'orders' has 2 partitions, none with the number 7",
+        ),
+    ] {
+        let error = client.get_flight_info(command(request.clone())).await.expect_err("refused");
+        let (code, text) = code(&error);
+        assert!(code == wanted && text.contains(why), "{request}: {code:?} {text}");
+    }
+    for path in [vec!["sessions", "g", "n"], vec![], vec!["a", "b"]] {
+        let path: Vec<String> = path.into_iter().map(str::to_owned).collect();
+        let error = client.get_flight_info(FlightDescriptor::new_path(path)).await.expect_err("no");
+        assert_eq!(code(&error).0, Code::InvalidArgument);
+    }
+    let error = client.do_get(Ticket::new("forged")).await.map(|_| ()).expect_err("no ticket");
+    assert_eq!(code(&error).0, Code::InvalidArgument);
+    let info = plan(&mut client, json!({"topic": "orders", "limit": 0})).await;
+    let nothing = read(&mut client, ticket(&info, 0)).await;
+    assert_eq!(nothing.len(), 1, "one message, for its positions");
+    assert_eq!(
+        (nothing[0].0.num_rows(), &nothing[0].1),
+        (0, &json!({"positions": {"0": 0, "1": 0}}))
+    );
+    let good: Value = serde_json::from_slice(&ticket(&info, 0).ticket).expect("JSON");
+    for (field, value, wanted, why) in [
+        ("topic", json!("gone"), Code::NotFound, "topic 'gone' does not exist"),
+        ("partition", json!(2), Code::InvalidArgument, "has 2 partitions, none with the number 2"),
+        (
+            "from",
+            json!({"9": 1}),
+            Code::InvalidArgument,
+            "has 2 partitions, none with the number 9",
+        ),
+    ] {
+        let mut changed = good.clone();
+        changed[field] = value;
+        let answer = in_time(client.do_get(Ticket::new(changed.to_string()))).await;
+        let (code, text) = code(&answer.map(|_| ()).expect_err("refused"));
+        assert!(code == wanted && text.contains(why), "{field}: {code:?} {text}");
+    }
+    let beyond = json!({"topic": "orders", "from": {"positions": {"0": 60}}});
+    let error = client.get_flight_info(command(beyond)).await.expect_err("there is no such offset");
+    let (code, text) = code(&error);
+    assert_eq!(code, Code::OutOfRange, "{text}");
+    assert!(text.starts_with("orders:0 does not have offset 60 yet, the next one is 50"), "{text}");
+    assert!(
+        karrow.metric("karrow_flight_errors_total{code=\"NOT_FOUND\",rpc=\"GetFlightInfo\"}")
+            >= 2.0
+    );
+    assert_eq!(karrow.get("/v1/streams").1, "[]", "nothing was opened for it");
+}
+
+async fn act(
+    client: &mut FlightClient,
+    name: &str,
+    body: &str,
+) -> Result<Vec<String>, (Code, String)> {
+    let action = Action::new(name, body.to_owned());
+    let results = async {
+        let results: Vec<_> = client.do_action(action).await?.try_collect().await?;
+        Ok(results
+            .into_iter()
+            .map(|body| String::from_utf8(body.to_vec()).expect("UTF-8"))
+            .collect())
+    };
+    results.await.map_err(|error: FlightError| code(&error))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions() {
+    let kafka = Kafka::with(&[("a", 1), ("b", 1)]);
+    let karrow = Karrow::with(&kafka, &["--topics", "a"], |_| {});
+    let mut client = connect(&karrow).await;
+    let known: Vec<_> =
+        client.list_actions().await.expect("actions").try_collect().await.expect("all");
+    let known: Vec<&str> = known.iter().map(|action| action.r#type.as_str()).collect();
+    assert_eq!(known, ["health", "list-topics", "create-topic", "ack", "drop-stream"]);
+    assert_eq!(act(&mut client, "health", "").await, Ok(vec!["ok".to_owned()]));
+    assert_eq!(act(&mut client, "list-topics", "").await, Ok(vec!["a".to_owned(), "b".to_owned()]));
+    assert_eq!(act(&mut client, "drop-stream", "a").await, Ok(vec![]));
+    let (code, why) = act(&mut client, "drop-stream", "a").await.expect_err("it is gone");
+    assert_eq!((code, why.as_str()), (Code::NotFound, "topic 'a' is no stream"));
+    let (code, why) = act(&mut client, "dance", "").await.expect_err("unknown");
+    assert_eq!(code, Code::NotFound);
+    assert!(why.starts_with("no action 'dance', but health, "), "{why}");
+    for (body, why) in [
+        (r#"{"partitions":2}"#, "topic is missing"),
+        (r#"{"topic":"x","partitions":0}"#, "partitions: 0 is not a number from 1 to 10000"),
+        (r#"{"topic":"x","size":0}"#, "size: no such field"),
+    ] {
+        let error = act(&mut client, "create-topic", body).await.expect_err("refused");
+        assert_eq!(error, (Code::InvalidArgument, why.to_owned()));
+    }
+    let body = r#"{"group":"g","name":"n","acks":"a:0:1"}"#;
+    let error = act(&mut client, "ack", body).await.expect_err("no such session");
+    assert_eq!(error, (Code::NotFound, "no consumer 'g:n' is registered".to_owned()));
+}
+
+fn table(rows: std::ops::Range<i64>) -> RecordBatch {
+    let names: Vec<String> = rows.clone().map(|id| format!("n{id}")).collect();
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("id", Arc::new(Int64Array::from_iter_values(rows.clone()))),
+        ("name", Arc::new(StringArray::from(names))),
+        ("partition", Arc::new(Int32Array::from_iter_values(rows.map(|id| (id % 2) as i32)))),
+    ];
+    RecordBatch::try_from_iter(columns).expect("a batch")
+}
+
+async fn put(
+    client: &mut FlightClient,
+    path: Vec<String>,
+    batches: Vec<RecordBatch>,
+) -> Result<Vec<Value>, FlightError> {
+    let data = FlightDataEncoderBuilder::new()
+        .with_flight_descriptor(Some(FlightDescriptor::new_path(path)))
+        .build(stream::iter(batches.into_iter().map(Ok)));
+    let results: Vec<_> = client.do_put(data).await?.try_collect().await?;
+    let said = |result: arrow_flight::PutResult| serde_json::from_slice(&result.app_metadata);
+    Ok(results.into_iter().map(|result| said(result).expect("JSON")).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_put_is_popped() {
+    let kafka = Kafka::with(&[("t", 2)]);
+    let karrow = Karrow::start(&kafka);
+    let mut client = connect(&karrow).await;
+    let path = || vec!["t".to_owned()];
+    let results = put(&mut client, path(), vec![table(0..4), table(4..5)]).await.expect("stored");
+    assert_eq!(
+        results,
+        [
+            json!({"rows": 4, "offsets": {"0": [0, 1], "1": [0, 1]}}),
+            json!({"rows": 1, "offsets": {"0": [2, 2]}}),
+        ]
+    );
+    let mut redis = karrow.named("g:n");
+    let mut seen = Vec::new();
+    while seen.len() < 5 {
+        let message = tokio::task::block_in_place(|| redis.say("BLPOP topics:t 10"));
+        seen.push(message.message().expect("a message").text().to_owned());
+    }
+    seen.sort();
+    let expected: Vec<String> =
+        (0..5).map(|id| format!(r#"{{"id":{id},"name":"n{id}"}}"#)).collect();
+    assert_eq!(seen, expected);
+
+    // Refused as a whole, before anything is sent.
+    let texts: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
+    let wrong = RecordBatch::try_from_iter([("partition", texts)]).expect("a batch");
+    let error = put(&mut client, path(), vec![wrong]).await.expect_err("no partition");
+    assert_eq!(code(&error), (Code::InvalidArgument, "partition: Utf8 is no integer".to_owned()));
+    let beyond: ArrayRef = Arc::new(Int32Array::from(vec![0, 9]));
+    let ids: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+    let beyond = RecordBatch::try_from_iter([("id", ids), ("partition", beyond)]).expect("a batch");
+    let error = put(&mut client, path(), vec![beyond]).await.expect_err("no partition 9");
+    assert_eq!(
+        code(&error),
+        (Code::NotFound, "row 1: topic 't' has no partition 9, but 2".to_owned())
+    );
+    let negative: ArrayRef = Arc::new(Int32Array::from(vec![0, -1]));
+    let ids: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+    let fine: ArrayRef = Arc::new(Int32Array::from(vec![0, 0]));
+    let two =
+        |partitions| RecordBatch::try_from_iter([("id", ids.clone()), ("partition", partitions)]);
+    let batches = vec![two(fine).expect("a batch"), two(negative).expect("a batch")];
+    let error = put(&mut client, path(), batches).await.expect_err("a negative partition");
+    assert_eq!(code(&error), (Code::InvalidArgument, "row 3: a negative partition".to_owned()));
+    for path in [vec![], vec!["a".to_owned(), "b".to_owned()], vec!["no such".to_owned()]] {
+        let error = put(&mut client, path, vec![table(0..1)]).await.expect_err("no topic");
+        assert_eq!(code(&error).0, Code::InvalidArgument);
+    }
+    assert_eq!(
+        rows(&mut client, json!({"topic": "t"})).await.len(),
+        7,
+        "only what came before a wrong batch"
+    );
+}
+
+/// A consumer by DoExchange.
+struct Consumer {
+    acks: tokio::sync::mpsc::UnboundedSender<FlightData>,
+    batches: Said,
+}
+
+impl Consumer {
+    async fn start(client: &mut FlightClient, request: Value) -> Result<Self, FlightError> {
+        let (acks, mut sent) = tokio::sync::mpsc::unbounded_channel();
+        let first =
+            FlightData { flight_descriptor: Some(command(request)), ..FlightData::default() };
+        acks.send(first).expect("it is open");
+        let sent = stream::poll_fn(move |cx| sent.poll_recv(cx)).map(Ok);
+        let batches = said(client.do_exchange(sent).await?);
+        Ok(Self { acks, batches })
+    }
+
+    async fn next(&mut self) -> Option<(RecordBatch, Value)> {
+        in_time(self.batches.next()).await.map(|next| next.expect("no error"))
+    }
+
+    async fn ack(&mut self, acks: &str) -> Value {
+        let message = FlightData { app_metadata: acks.to_owned().into(), ..FlightData::default() };
+        self.acks.send(message).expect("it is open");
+        let (empty, said) = self.next().await.expect("an answer");
+        assert_eq!(empty.num_rows(), 0);
+        said
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exchange_is_a_session() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put_all("t", 0, (0..3).map(|id| format!(r#"{{"id":{id}}}"#)));
+    let karrow = Karrow::start(&kafka);
+    let mut client = connect(&karrow).await;
+    let request = json!({"group": "g", "name": "n", "topics": ["t"]});
+    let mut consumer = Consumer::start(&mut client, request.clone()).await.expect("a session");
+    let (batch, said) = consumer.next().await.expect("a batch");
+    assert_eq!((places_of(&batch), said), (range(0, 0..3), json!({"acks": "t:0:2"})));
+    assert_eq!(consumer.ack("t:0:1").await, json!({"acked": 1}));
+    assert_eq!(consumer.ack("t:0:1").await, json!({"acked": 0}));
+    assert_eq!(
+        consumer.ack("t:0:9").await,
+        json!({"error": "t:0:9 was not delivered to g:n since the partition was assigned to it"})
+    );
+    let mut other = connect(&karrow).await;
+    let error = Consumer::start(&mut other, request.clone()).await.map(|_| ()).expect_err("taken");
+    assert_eq!(code(&error), (Code::FailedPrecondition, "id g:n is already taken".to_owned()));
+    let flights: Vec<_> =
+        other.list_flights("*").await.expect("flights").try_collect().await.expect("all");
+    let path = flights[0].flight_descriptor.clone().expect("a descriptor").path;
+    assert_eq!(path, ["sessions", "g", "n"]);
+
+    // What was not acked comes again, also when the columns have changed.
+    let Consumer { acks, mut batches } = consumer;
+    drop(acks);
+    assert!(in_time(batches.next()).await.is_none(), "it has said that it is done");
+    kafka.put_all("t", 0, [r#"{"id":3,"more":true}"#]);
+    let mut consumer =
+        Consumer::start(&mut client, request.clone()).await.expect("the name is free");
+    let (batch, said) = consumer.next().await.expect("a batch");
+    assert_eq!(places_of(&batch)[0], (0, 2), "{said}");
+    let mut seen = batch.num_rows();
+    while seen < 2 {
+        match consumer.next().await {
+            Some((batch, _)) => seen += batch.num_rows(),
+            // The column came in a batch of its own: another exchange has it.
+            None => {
+                consumer = Consumer::start(&mut client, request.clone()).await.expect("free again");
+                seen = 0;
+            }
+        }
+    }
+    assert_eq!(consumer.ack("last").await, json!({"acked": 1}));
+    for (request, why) in [
+        (json!({"group": "g", "topics": ["t"]}), "name is missing"),
+        (json!({"group": "g", "name": "n", "topics": []}), "topics: a list of names is wanted"),
+        (json!({"group": "a:b", "name": "n", "topics": ["t"]}), "group: 'a:b' has a colon"),
+        (
+            json!({"group": "g", "name": "m", "topics": ["t"], "x": 1}),
+            "x: no such field of an exchange",
+        ),
+    ] {
+        let error = Consumer::start(&mut other, request).await.map(|_| ()).expect_err("refused");
+        assert_eq!(code(&error), (Code::InvalidArgument, why.to_owned()));
+    }
+}
+
+fn streams(karrow: &Karrow) -> Vec<Value> {
+    let (status, page) = karrow.get("/v1/streams");
+    assert_eq!(status, 200, "{page}");
+    serde_json::from_str(&page).expect("JSON")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_come_and_go() {
+    let kafka = Kafka::with(&[("kept", 1), ("orders-1", 1), ("other", 1)]);
+    let flags = ["--topics", "kept,^orders-", "--ttl", "300ms", "--start", "earliest"];
+    let karrow = Karrow::with(&kafka, &flags, |_| {});
+    let topics = |karrow: &Karrow| -> Vec<String> {
+        streams(karrow)
+            .iter()
+            .map(|stream| stream["topic"].as_str().expect("a name").to_owned())
+            .collect()
+    };
+    let until = |wanted: &[&str]| {
+        crate::support::eventually(&format!("{wanted:?} are streams"), || {
+            (topics(&karrow) == wanted).then_some(())
+        });
+    };
+    until(&["kept", "orders-1"]);
+    kafka.create("orders-2", 1);
+    until(&["kept", "orders-1", "orders-2"]);
+    let mut client = connect(&karrow).await;
+    let info = plan(&mut client, json!({"topic": "other", "to": "follow"})).await;
+    let mut batches = get(&mut client, ticket(&info, 0)).await;
+    kafka.put("other", 0, "x");
+    let (batch, _) = in_time(batches.next()).await.expect("a batch").expect("no error");
+    assert_eq!(places_of(&batch), [(0, 0)]);
+    until(&["kept", "orders-1", "orders-2", "other"]);
+    let other = streams(&karrow).pop().expect("the last one");
+    assert_eq!((&other["readers"], &other["phase"]), (&json!(1), &json!("live")));
+    assert_eq!(karrow.metric("karrow_stream_readers{topic=\"other\"}"), 1.0);
+    drop(batches);
+    drop(client);
+    until(&["kept", "orders-1", "orders-2"]);
+    let (status, page) = karrow.get("/v1/streams/other");
+    assert_eq!((status, page.as_str()), (404, r#"{"error":"topic 'other' is no stream"}"#));
+    // Rows leave the window when they are old.
+    kafka.put("kept", 0, "y");
+    karrow
+        .await_metric("karrow_stream_dropped_rows_total{reason=\"old\",topic=\"kept\"}", |rows| {
+            rows == 1.0
+        });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_window_does_what_it_is_told() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let long = Duration::from_secs(600);
+    for (policy, phase) in [("pause", "paused"), ("error", "failed"), ("drop-oldest", "live")] {
+        let flags = [
+            "--topics",
+            "t",
+            "--buffer-limit",
+            "10000",
+            "--when-full",
+            policy,
+            "--start",
+            "earliest",
+            "--batch-linger",
+            "1ms",
+            "--batch-size",
+            "10",
+        ];
+        let karrow = Karrow::with(&kafka, &flags, |config| config.streams.age_max = long);
+        if policy == "pause" {
+            kafka.put_all("t", 0, (0..500).map(|n| format!("{n:0>100}")));
+        }
+        crate::support::eventually(&format!("{policy}: {phase}"), || {
+            let stream = &streams(&karrow)[0];
+            let is_there = phase != "live" || stream["ends"] == json!({"0": 500});
+            (stream["phase"] == phase && is_there).then_some(())
+        });
+        let stream = &streams(&karrow)[0];
+        let dropped = stream["dropped"]["full"].as_u64().expect("a number");
+        assert_eq!(dropped > 0, policy == "drop-oldest", "{stream}");
+        if policy == "error" {
+            let why = stream["error"].as_str().expect("a reason");
+            assert!(why.contains("the window of 't' is full"), "{why}");
+        }
+        // Whatever the window does, nothing is lost to a reader.
+        let mut client = connect(&karrow).await;
+        assert_eq!(
+            rows(&mut client, json!({"topic": "t", "from": "earliest"})).await,
+            range(0, 0..500),
+            "{policy}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_start_where_they_are_told() {
+    let kafka = orders();
+    for (start, starts) in [
+        ("earliest", json!({"0": 0, "1": 0})),
+        ("latest", json!({"0": 50, "1": 50})),
+        ("offset:20", json!({"0": 20, "1": 20})),
+        ("offset:999", json!({"0": 50, "1": 50})),
+    ] {
+        let karrow = Karrow::with(&kafka, &["--topics", "orders", "--start", start], |_| {});
+        crate::support::eventually(&format!("{start}: {starts}"), || {
+            (streams(&karrow)[0]["starts"] == starts).then_some(())
+        });
+    }
+}

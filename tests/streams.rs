@@ -1,0 +1,184 @@
+//! Topic streams and cursors: every record once and in order, whether a window has it or Kafka.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{Int32Type, Int64Type};
+use karrow::config::KafkaOptions;
+use karrow::config::formats::{Format, FormatsConfig};
+use karrow::config::streams::{Start, WhenFull};
+use karrow::decode::formats::Formats;
+use karrow::error::ErrorKind;
+use karrow::kafka::topics::OffsetOf;
+use karrow::metrics::Metrics;
+use karrow::stream::assembler::CutLimits;
+use karrow::stream::cursor::Cursor;
+use karrow::stream::streams::Streams;
+use karrow::stream::topic_stream::StreamSettings;
+use karrow::stream::window::{Memory, Positions, WindowLimits};
+
+use crate::support::{DEADLINE, Kafka};
+
+const SETTINGS: StreamSettings = StreamSettings {
+    start: Start::Earliest,
+    window: WindowLimits { bytes_max: 100 << 20, age_max: Duration::from_secs(600) },
+    when_full: WhenFull::DropOldest,
+    cut: CutLimits { rows_max: 100, bytes_max: 1 << 20, linger: Duration::from_millis(5) },
+};
+
+fn streams(kafka: &Kafka, settings: StreamSettings) -> Arc<Streams> {
+    let options = KafkaOptions::from([("bootstrap.servers".to_owned(), kafka.servers())]);
+    let metrics = Arc::new(Metrics::new().expect("metrics"));
+    let config = FormatsConfig { payload: Format::Raw, ..FormatsConfig::default() };
+    let formats = Arc::new(Formats::new(config, None).expect("formats"));
+    let memory = Memory::new(usize::MAX);
+    let runtime = tokio::runtime::Handle::current();
+    Streams::new(options, settings, memory, formats, metrics, runtime).expect("streams")
+}
+
+/// Offsets and payloads by partition, in the order in which they came.
+#[derive(Default)]
+struct Seen(BTreeMap<i32, Vec<(i64, String)>>);
+
+impl Seen {
+    fn add(&mut self, batch: &RecordBatch) {
+        let partitions = batch.column_by_name("partition").unwrap().as_primitive::<Int32Type>();
+        let offsets = batch.column_by_name("offset").unwrap().as_primitive::<Int64Type>();
+        let payloads = batch.column_by_name("payload").unwrap().as_binary::<i32>();
+        for row in 0..batch.num_rows() {
+            let payload = String::from_utf8(payloads.value(row).to_vec()).unwrap();
+            self.0.entry(partitions.value(row)).or_default().push((offsets.value(row), payload));
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.0.values().map(Vec::len).sum()
+    }
+
+    /// Everything from `from` to `to` in each partition, once and in order.
+    #[track_caller]
+    fn check(&self, ranges: &[(i64, i64)]) {
+        for (partition, (from, to)) in (0..).zip(ranges) {
+            let expected: Vec<(i64, String)> =
+                (*from..*to).map(|offset| (offset, format!("{partition}-{offset}"))).collect();
+            let found = self.0.get(&partition).cloned().unwrap_or_default();
+            assert!(
+                found == expected,
+                "partition {partition}: {} of {} rows, {found:?}",
+                found.len(),
+                expected.len()
+            );
+        }
+    }
+}
+
+fn put(kafka: &Kafka, partition: i32, range: std::ops::Range<i64>) {
+    kafka.put_all("t", partition, range.map(|offset| format!("{partition}-{offset}")));
+}
+
+async fn next(cursor: &mut Cursor) -> Option<RecordBatch> {
+    let next = tokio::time::timeout(DEADLINE, cursor.next()).await.expect("something in time");
+    next.expect("no error").map(|batch| batch.batch.clone())
+}
+
+async fn read_to_end(cursor: &mut Cursor) -> Seen {
+    let mut seen = Seen::default();
+    while let Some(batch) = next(cursor).await {
+        seen.add(&batch);
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bounded_cursor_reads_each_record_once() {
+    let kafka = Kafka::with(&[("t", 3)]);
+    for partition in 0..3 {
+        put(&kafka, partition, 0..500);
+    }
+    let streams = streams(&kafka, SETTINGS);
+    let to = streams.offsets("t", OffsetOf::End).await.expect("ends");
+    assert_eq!(to, Positions::new(vec![500; 3]));
+    // Without a stream, from Kafka.
+    let mut cursor = streams.cursor("t", Positions::default(), to.clone()).expect("a cursor");
+    read_to_end(&mut cursor).await.check(&[(0, 500); 3]);
+    assert_eq!(cursor.positions(), &to);
+    // With one, from its window.
+    streams.open("t").await.expect("a stream");
+    for (from, to) in [
+        (vec![0, 0, 0], vec![500, 500, 500]),
+        (vec![17, 499, 500], vec![333, 500, 500]),
+        (vec![120, 3, 7], vec![121, 4, 8]),
+        (vec![5, 5, 5], vec![5, 4, 0]),
+    ] {
+        let ranges: Vec<(i64, i64)> = from.iter().copied().zip(to.iter().copied()).collect();
+        let (from, to) = (Positions::new(from), Positions::new(to));
+        let mut cursor = streams.cursor("t", from, to).expect("a cursor");
+        read_to_end(&mut cursor).await.check(&ranges);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_fell_behind_goes_on_from_kafka() {
+    let kafka = Kafka::with(&[("t", 2)]);
+    let mut settings = SETTINGS;
+    settings.window.bytes_max = 20_000;
+    let streams = streams(&kafka, settings);
+    let stream = streams.open("t").await.expect("a stream");
+    let mut fast = streams.follow("t", Positions::default()).await.expect("a cursor");
+    let mut slow = streams.follow("t", Positions::default()).await.expect("a cursor");
+    put(&kafka, 0, 0..10);
+    let (mut of_fast, mut of_slow) = (Seen::default(), Seen::default());
+    while of_slow.len() < 10 {
+        of_slow.add(&next(&mut slow).await.expect("a batch"));
+    }
+    for round in 0..20 {
+        put(&kafka, 0, 10 + round * 100..10 + round * 100 + 100);
+        put(&kafka, 1, round * 100..round * 100 + 100);
+        while of_fast.len() < 10 + (round as usize + 1) * 200 {
+            of_fast.add(&next(&mut fast).await.expect("a batch"));
+        }
+    }
+    of_fast.check(&[(0, 2010), (0, 2000)]);
+    let view = stream.view();
+    assert!(view.bytes <= 20_000 && view.dropped.full_rows > 0, "{view:?}");
+    while of_slow.len() < 4010 {
+        of_slow.add(&next(&mut slow).await.expect("a batch"));
+    }
+    of_slow.check(&[(0, 2010), (0, 2000)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_share_one_batch() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let streams = streams(&kafka, SETTINGS);
+    streams.open("t").await.expect("a stream");
+    let mut cursors: Vec<Cursor> = Vec::new();
+    for _ in 0..2 {
+        cursors.push(streams.follow("t", Positions::default()).await.expect("a cursor"));
+    }
+    put(&kafka, 0, 0..5);
+    let mut batches = Vec::new();
+    for cursor in &mut cursors {
+        let next = tokio::time::timeout(DEADLINE, cursor.next()).await.expect("in time");
+        batches.push(next.expect("no error").expect("a batch"));
+    }
+    assert!(Arc::ptr_eq(&batches[0], &batches[1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_exist_is_said() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let streams = streams(&kafka, SETTINGS);
+    let error = streams.offsets("nosuch", OffsetOf::End).await.expect_err("there is none");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.message().contains("'nosuch'"), "{error}");
+    put(&kafka, 0, 0..3);
+    let beyond = Positions::new(vec![10]);
+    let mut cursor = streams.cursor("t", beyond, Positions::new(vec![20])).expect("a cursor");
+    let error = tokio::time::timeout(DEADLINE, cursor.next()).await.expect("in time");
+    let error = error.expect_err("there is no such offset");
+    assert_eq!(error.kind(), ErrorKind::OutOfRange);
+    assert!(error.message().starts_with("t:0 does not have offset 10"), "{error}");
+}

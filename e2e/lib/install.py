@@ -140,7 +140,7 @@ def schema_registry():
     return runners[0]
 
 
-def java_program(name, main):
+def java_program(name, main, *options):
     """Compiles clients/<name>/*.java; returns the command that runs `main`."""
     source = E2E / "clients" / name
     jars = maven_jars(source / "pom.xml")
@@ -151,7 +151,8 @@ def java_program(name, main):
     def build():
         run([javac, "-encoding", "UTF-8", "-cp", f"{jars}/*", "-d", folder, *files], f"compiling {name}")
     _stamped(folder, [source / "pom.xml", *files], build)
-    return ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx128m", "-cp", f"{folder}:{jars}/*", main]
+    return ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx128m", *options,
+            "-cp", f"{folder}:{jars}/*", main]
 
 
 def go_program(name):

@@ -27,16 +27,32 @@ class KafkaClient:
             raise Failure(f"no metadata from {self.bootstrap}: {error}") from None
         return len(found.partitions) if found and not found.error else 0
 
-    def create_topic(self, topic, partitions):
-        new = self.lib.admin.NewTopic(topic, num_partitions=partitions, replication_factor=1)
+    def create_topic(self, topic, partitions, **config):
+        config = {key.replace("_", "."): str(value) for key, value in config.items()}
+        new = self.lib.admin.NewTopic(topic, num_partitions=partitions, replication_factor=1, config=config)
         try:
             self.admin.create_topics([new], request_timeout=15)[topic].result()
         except self.lib.KafkaException as error:
             raise Failure(f"cannot create topic {topic}: {error}") from None
         eventually(lambda: self.partitions(topic) == partitions, f"topic {topic} has {partitions} partitions")
 
+    def delete_topic(self, topic):
+        try:
+            self.admin.delete_topics([topic], request_timeout=15)[topic].result()
+        except self.lib.KafkaException as error:
+            raise Failure(f"cannot delete topic {topic}: {error}") from None
+        eventually(lambda: self.partitions(topic) == 0, f"topic {topic} is gone")
+
+    def delete_records(self, topic, before, partition=0):
+        """Deletes the records of a partition whose offsets are below `before`."""
+        place = self.lib.TopicPartition(topic, partition, before)
+        try:
+            self.admin.delete_records([place], request_timeout=15)[place].result()
+        except self.lib.KafkaException as error:
+            raise Failure(f"cannot delete records of {topic}: {error}") from None
+
     def producer(self, **config):
-        return self.lib.Producer(self._config(enable_idempotence=True, linger_ms=5, **config))
+        return self.lib.Producer(self._config(**{"enable_idempotence": True, "linger_ms": 5, **config}))
 
     def produce(self, topic, values, partitions):
         """Stores `values` round-robin; returns {value: (partition, offset)} as the broker acknowledged them."""

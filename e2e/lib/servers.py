@@ -41,6 +41,8 @@ class ApacheKafka:
             "share.coordinator.state.topic.replication.factor=1", "share.coordinator.state.topic.min.isr=1",
             "min.insync.replicas=1", "default.replication.factor=1", "num.partitions=1",
             "group.initial.rebalance.delay.ms=0", "group.min.session.timeout.ms=1000",
+            # Old timestamps are no reason to delete what a case has just written; compaction comes soon.
+            "log.retention.ms=-1", "log.cleaner.backoff.ms=500",
             "auto.create.topics.enable=false", ""]))
         run([*self._java("-Xmx128m"), "kafka.tools.StorageTool", "format", "-t", "a2Fycm93LWUyZS10ZXN0cw",
              "-c", self.properties, "--standalone"], "formatting Kafka's storage")
@@ -79,8 +81,8 @@ class Karrow:
         else:
             self.bootstrap = bootstrap
             self.command += ["--brokers", bootstrap]
-        if "--flight-port" in serve_help(binary):
-            self.command += ["--flight-port", free_port()]
+        self.flight_port = free_port()
+        self.command += ["--flight-port", self.flight_port]
 
     def start(self):
         self.server = Server(f"karrow ({self.kind})", [*self.command, *self.arguments],
@@ -114,15 +116,6 @@ class Karrow:
             f"karrow topics create {topic}", env=environment(), cwd=self.folder, seconds=60)
         client = self.kafka_client()
         eventually(lambda: client.partitions(topic) == partitions, f"topic {topic} has {partitions} partitions")
-
-
-_help = {}
-
-
-def serve_help(binary):
-    if binary not in _help:
-        _help[binary] = run([binary, "serve", "--help"], "karrow serve --help", env=environment(), seconds=30)
-    return _help[binary]
 
 
 def environment():

@@ -86,14 +86,16 @@ def run_program(command, settings, folder, seconds=90):
     return results, trouble
 
 
-def declare(name, prepare, steps):
+def declare(name, prepare, steps, fill=None):
+    """`fill` stores what the program finds in its topic, and returns more settings for it."""
     @program(name)
     def client(context):
         started = time.monotonic()
         try:
             command, settings = prepare()
-            settings = {**settings, "KARROW_PORT": str(context.karrow.port), "TOPIC": context.topic(name),
-                        "GROUP": context.unique("group")}
+            topic = context.topic(name)
+            settings = {**settings, "KARROW_PORT": str(context.karrow.port), "TOPIC": topic,
+                        "GROUP": context.unique("group"), **(fill(context, topic) if fill else {})}
         except Failure as failure:
             for step in steps:
                 context.report(step, f"could not be tried: {failure}")

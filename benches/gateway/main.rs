@@ -121,6 +121,7 @@ fn measure(args: &Args, dir: &Path) -> Result<()> {
         brokers: None,
         cores: cores.clone(),
         dir: dir.into(),
+        arguments: Vec::new(),
     };
     let karrow = Recipe {
         kind: Kind::Karrow,
@@ -129,6 +130,7 @@ fn measure(args: &Args, dir: &Path) -> Result<()> {
         brokers: Some(kafka.addr),
         cores: cores.clone(),
         dir: dir.into(),
+        arguments: Vec::new(),
     };
     let recipes = Round {
         subject: if args.self_test { redis("redis-as-karrow") } else { karrow },

@@ -200,12 +200,14 @@ pub struct Recipe {
     /// Cores the server may use.
     pub cores: Vec<usize>,
     pub dir: PathBuf,
+    /// More arguments of karrow.
+    pub arguments: Vec<String>,
 }
 
 impl Recipe {
-    fn command(&self, addr: SocketAddr) -> Result<Command> {
+    fn command(&self, ports: Ports) -> Result<Command> {
         let mut command = Command::new(&self.program);
-        let port = addr.port().to_string();
+        let port = ports.redis.port().to_string();
         command.current_dir(&self.dir);
         match self.kind {
             Kind::Redis => command.args([
@@ -221,7 +223,8 @@ impl Recipe {
             Kind::Karrow => {
                 let brokers =
                     self.brokers.ok_or("karrow is measured with a broker, and none was started")?;
-                let http = free_addr()?.port().to_string();
+                let http = ports.http.port().to_string();
+                let flight = ports.flight.port().to_string();
                 command.args([
                     "serve",
                     "--host",
@@ -230,9 +233,11 @@ impl Recipe {
                     &port,
                     "--http-port",
                     &http,
+                    "--flight-port",
+                    &flight,
                     "--brokers",
                 ]);
-                command.arg(brokers.to_string())
+                command.arg(brokers.to_string()).args(&self.arguments)
             }
         };
         sys::keep_on(&mut command, self.cores.clone());
@@ -241,22 +246,24 @@ impl Recipe {
 
     /// Starts the server and waits until it answers.
     pub fn start(&self) -> Result<Server> {
-        let addr = free_addr()?;
-        let mut process = Process::spawn(self.name, &self.dir, self.command(addr)?)?;
+        let ports = Ports::free()?;
+        let mut process = Process::spawn(self.name, &self.dir, self.command(ports)?)?;
         process.await_ready(|| {
-            Client::connect(addr, PATIENCE).and_then(|mut client| client.call(&["PING"])).is_ok()
+            Client::connect(ports.redis, PATIENCE)
+                .and_then(|mut client| client.call(&["PING"]))
+                .is_ok()
         })?;
-        Ok(Server { kind: self.kind, process, addr })
+        Ok(Server { kind: self.kind, process, ports })
     }
 
     /// From before fork to the first PONG; the server is killed afterwards.
     pub fn time_to_first_pong(&self) -> Result<Duration> {
-        let addr = free_addr()?;
-        let command = self.command(addr)?;
+        let ports = Ports::free()?;
+        let command = self.command(ports)?;
         let began = Instant::now();
         let mut process = Process::spawn(&format!("{}-start", self.name), &self.dir, command)?;
         let elapsed = loop {
-            if ping(addr).is_ok() {
+            if ping(ports.redis).is_ok() {
                 break began.elapsed();
             }
             if !process.is_running() || began.elapsed() > START || sys::interrupted() {
@@ -285,12 +292,27 @@ fn ping(addr: SocketAddr) -> std::io::Result<()> {
 pub struct Server {
     pub kind: Kind,
     pub process: Process,
-    pub addr: SocketAddr,
+    /// Where karrow listens; of Redis's only the first means something.
+    pub ports: Ports,
+}
+
+/// Addresses of one server.
+#[derive(Clone, Copy)]
+pub struct Ports {
+    pub redis: SocketAddr,
+    pub http: SocketAddr,
+    pub flight: SocketAddr,
+}
+
+impl Ports {
+    fn free() -> Result<Self> {
+        Ok(Self { redis: free_addr()?, http: free_addr()?, flight: free_addr()? })
+    }
 }
 
 impl Server {
     /// A connection for set-up.
     pub fn client(&self) -> Result<Client> {
-        Client::connect(self.addr, PATIENCE)
+        Client::connect(self.ports.redis, PATIENCE)
     }
 }

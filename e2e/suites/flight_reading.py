@@ -146,6 +146,10 @@ def split(context):
                 wanted = [number for number in numbers if number % PARTITIONS == partition]
                 part = client.read(ticket)
                 check_numbers(part.table(), wanted, PARTITIONS, f"rows of endpoint {partition} with {fields}")
+        # Where an endpoint has ended, the others have still to begin.
+        last = client.read(client.tickets({"topic": topic, "split": "partition"})[0]).said[-1]
+        rest = client.read({"topic": topic, "from": {"positions": as_positions(last)}})
+        check_numbers(rest.table(), [number for number in range(COUNT) if number % PARTITIONS], PARTITIONS, "rows behind endpoint 0")
 
 
 @case("flight", "split-follow")

@@ -173,7 +173,8 @@ fn select(fields: &Fields, projection: &Projection) -> Fields {
 struct Read {
     cursor: Cursor,
     fit: Fit,
-    partition: Option<i32>,
+    /// The only partition that is wanted, and where the ticket begins: the others stay there.
+    only: Option<(i32, Positions)>,
     compression: Option<CompressionType>,
     /// Counts batches as the window has them, and those that were encoded for this reader.
     shared: IntCounter,
@@ -214,7 +215,7 @@ pub async fn read(
     let read = Read {
         cursor,
         fit,
-        partition: ticket.partition,
+        only: ticket.partition.map(|partition| (partition, ticket.from.clone())),
         compression: ticket.compression(),
         shared: metrics.flight_batches.with_label_values(&["shared"]),
         encoded: metrics.flight_batches.with_label_values(&["encoded"]),
@@ -254,7 +255,7 @@ impl Read {
                     self.is_over = true;
                     // What lies behind the last record is done with as well.
                     let ends = self.cursor.positions().clone();
-                    if self.said.as_ref() != Some(&ends) {
+                    if self.said.as_ref() != Some(&self.done(&ends)) {
                         self.push_empty(ends)?;
                     }
                 }
@@ -329,14 +330,23 @@ impl Read {
 
     /// The rows of the only partition that is wanted; `None`, if all of them are.
     fn part_of(&self, batch: &EncodedBatch) -> Result<Option<RecordBatch>> {
-        let Some(partition) = self.partition else { return Ok(None) };
+        let Some((partition, _)) = self.only else { return Ok(None) };
         let (partitions, _) = places(&batch.batch)?;
         let wanted = partitions.iter().map(|of| Some(of == Some(partition))).collect();
         let part = filter_record_batch(&batch.batch, &wanted);
         part.map(Some).map_err(|error| Error::internal(error.to_string()))
     }
 
+    /// What this reader has, where the cursor is at `ends`.
+    fn done(&self, ends: &Positions) -> Positions {
+        let Some((partition, from)) = &self.only else { return ends.clone() };
+        let mut done = from.clone();
+        done.set(*partition, ends.get(*partition));
+        done
+    }
+
     fn message(&mut self, batch: BatchMessage, ends: Positions, is_changed: bool) -> FlightData {
+        let ends = self.done(&ends);
         let mut said = Map::from_iter([("positions".to_owned(), ends.to_json())]);
         if is_changed {
             said.insert(SCHEMA_CHANGED.to_owned(), Value::Bool(true));

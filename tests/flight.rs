@@ -345,9 +345,24 @@ async fn actions() {
         let error = act(&mut client, "create-topic", body).await.expect_err("refused");
         assert_eq!(error, (Code::InvalidArgument, why.to_owned()));
     }
-    let body = r#"{"group":"g","name":"n","acks":"a:0:1"}"#;
+    let body = r#"{"group":"g","name":"n","acks":"acked:0:1"}"#;
     let error = act(&mut client, "ack", body).await.expect_err("no such session");
     assert_eq!(error, (Code::NotFound, "no consumer 'g:n' is registered".to_owned()));
+    kafka.create("acked", 1);
+    kafka.put_all("acked", 0, (0..2).map(|n| n.to_string()));
+    let mut redis = karrow.named("g:n");
+    for offset in 0..2 {
+        let message = redis.say("BLPOP topics:acked 30").message().expect("a message");
+        assert_eq!(message.offset, offset);
+    }
+    for moved in [1, 0] {
+        let said = act(&mut client, "ack", body).await.expect("acked");
+        assert_eq!(said, [json!({"acked": moved}).to_string()]);
+    }
+    let beyond = r#"{"group":"g","name":"n","acks":"acked:0:2"}"#;
+    let (code, why) = act(&mut client, "ack", beyond).await.expect_err("not delivered");
+    assert_eq!(code, Code::InvalidArgument, "{why}");
+    assert!(why.starts_with("acked:0:2 was not delivered to g:n"), "{why}");
 }
 
 fn table(rows: std::ops::Range<i64>) -> RecordBatch {

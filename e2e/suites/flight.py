@@ -374,3 +374,34 @@ def same_as_redis(context):
                     what = f"{topic}, {layout}, {columns}"
                     check(got.schema.equals(want.schema), f"{what}: the schema is {got.schema}, of `arrow:` {want.schema}")
                     check_rows(got.table().to_pylist(), want.to_pylist(), what)
+
+
+@case("flight", "same-window")
+def same_window(context):
+    """One stream: what `arrow:` pops, what a read of its window gets and what HTTP and ListFlights list are the same rows,
+    columns and positions."""
+    karrow, topic, count = context.karrow, context.topic("window", 2), 500
+    numbered(karrow, topic, range(2), 2)
+    with Flight(karrow) as client:
+        # The window begins with the first follow: the first row of each partition is from before.
+        following = client.follow(topic).until(2)
+        numbered(karrow, topic, range(2, count), 2)
+        following.until(count)
+        window = client.read({"topic": topic, "from": "window"})
+        with Reader(karrow, context.unique("group"), topic) as reader:
+            tables = reader.all(count)
+        by_place = lambda row: (row["partition"], row["offset"])  # noqa: E731
+        rows = [sorted((row for table in some for row in table.to_pylist()), key=by_place)
+                for some in (tables, [window.table()], [following.table()])]
+        check_equal(len(rows[0]), count, "rows of `arrow:`")
+        check_rows(rows[1], [row for row in rows[0] if row["offset"] > 0], "the window beside `arrow:`")
+        check_rows(rows[2], rows[0], "the follow beside `arrow:`")
+        listed = json.loads(karrow.http(f"/v1/streams/{topic}"))
+        info = client.flights(topic)[topic,]
+        check_equal((listed["rows"], info.total_records), (count - 2, count - 2), "rows that are listed")
+        check_equal(listed["bytes"], info.total_bytes, "bytes that are listed")
+        check_equal((listed["starts"], listed["ends"]), ({"0": 1, "1": 1}, window.positions), "positions that are listed")
+        columns = [(column["name"], column["nullable"]) for column in listed["columns"]]
+        for schema, what in ((window.schema, "the window"), (tables[0].schema, "`arrow:`"), (info.schema, "ListFlights")):
+            check_equal([(field.name, field.nullable) for field in schema], columns, f"columns of {what} beside HTTP")
+        following.cancel()

@@ -467,6 +467,35 @@ fn a_lost_connection_is_made_again() {
     assert!(seen[0] > 0, "{seen:?}");
 }
 
+/// A read that has an end as well, where it was when the connection was lost.
+#[test]
+fn a_lost_read_goes_on() {
+    const ROWS: i64 = 8_000; // 4 MB, more than one message
+    let kafka = Kafka::with(&[("t", 1)]);
+    let text = "x".repeat(500);
+    kafka.put_all("t", 0, (0..ROWS).map(|n| format!(r#"{{"n":{n},"text":"{text}"}}"#)));
+    let mut karrow = Karrow::start(&kafka);
+    let port = karrow.flight_addr().port();
+    let mut child =
+        command(&["get", "t", "--output", "json", "--server", &server(&karrow)]).spawn().unwrap();
+    // It cannot write on, so that the server has most of the rows when it stops.
+    let mut rows = BufReader::new(child.stdout.take().unwrap()).lines();
+    let offset = |line: std::io::Result<String>| {
+        let row: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        row["offset"].as_i64().unwrap()
+    };
+    assert_eq!(rows.next().map(offset), Some(0));
+    karrow.stop().join().unwrap();
+    let _karrow = Karrow::with(&kafka, &[], |config: &mut Config| {
+        config.flight.as_mut().unwrap().addr.set_port(port);
+    });
+    let rest: Vec<i64> = rows.map(offset).collect();
+    assert!(rest.into_iter().eq(1..ROWS), "nothing is missing and nothing is there twice");
+    let ran = finish(child);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("lost t") && ran.err.contains("goes on with t"), "{}", ran.err);
+}
+
 #[test]
 fn a_reader_that_goes_ends_it() {
     let kafka = Kafka::with(&[("t", 1)]);

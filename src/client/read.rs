@@ -21,6 +21,9 @@ use crate::stream::window::Positions;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
+/// Attempts without a row between them, before a read that has an end is given up: within half a minute.
+const ATTEMPTS_MAX: u32 = 8;
+
 /// Plans in a row without a row between them. A topic whose columns change that often is one that the server cannot read.
 const PLANS_MAX: usize = 20;
 
@@ -104,7 +107,7 @@ impl Read {
     /// What comes next; `None` at the end.
     ///
     /// # Errors
-    /// As the server has it. While it follows, a lost connection is none.
+    /// As the server has it. A lost connection is none: a follow has patience for ever, a read that has an end for a while.
     pub async fn next(&mut self) -> Result<Option<Event>, Failure> {
         loop {
             let Some(stream) = &mut self.stream else {
@@ -125,7 +128,9 @@ impl Read {
                 }
                 None => {
                     self.stream = None;
-                    if self.follows() && !self.is_changed && self.left != Some(0) {
+                    if !self.follows() {
+                        self.ticket = None;
+                    } else if !self.is_changed && self.left != Some(0) {
                         self.lost(&Status::unavailable("it has ended the read")).await?;
                     }
                     continue;
@@ -167,19 +172,18 @@ impl Read {
             return self.plan_anew().await.map(|()| true);
         }
         // One that was lost goes on first.
-        let Some(ticket) = self.ticket.take().or_else(|| self.tickets.pop_front()) else {
+        let begun = self.ticket.take();
+        let goes_on = self.follows() || begun.is_some();
+        let Some(ticket) = begun.or_else(|| self.tickets.pop_front()) else {
             return Ok(false);
         };
-        let rest = match (&self.positions, self.follows()) {
-            (Some(positions), true) => rest_of(&ticket, positions, self.left)
+        let rest = match &self.positions {
+            Some(positions) if goes_on => rest_of(&ticket, positions, self.left)
                 .map(Bytes::from)
                 .map_err(|error| Failure::failed(error.to_string()))?,
             _ => ticket.clone(),
         };
-        let is_follow = self.follows();
-        if is_follow {
-            self.ticket = Some(ticket);
-        }
+        self.ticket = Some(ticket);
         match self.server.client().do_get(Ticket { ticket: rest }).await {
             Ok(answer) => {
                 let messages = answer.into_inner().map_err(FlightError::from);
@@ -211,10 +215,11 @@ impl Read {
         }
     }
 
-    /// Waits before the next attempt of a follow.
+    /// Waits before the next attempt.
     async fn lost(&mut self, status: &Status) -> Result<(), Failure> {
         self.stream = None;
-        if !self.follows() || !is_lost(status) {
+        let has_begun = self.positions.is_some() && self.attempts < ATTEMPTS_MAX;
+        if !is_lost(status) || !(self.follows() || has_begun) {
             return Err(self.server.failure(status));
         }
         let topic = &self.request.topic;

@@ -12,6 +12,8 @@ mod fetch;
 #[cfg(feature = "embedded-broker")]
 mod guard;
 #[cfg(feature = "embedded-broker")]
+mod records;
+#[cfg(feature = "embedded-broker")]
 mod snappy;
 
 use std::fs::{File, OpenOptions, TryLockError};

@@ -1,7 +1,7 @@
 //! tansu-broker over SQLite, with our own accept loop and some requests answered our own way.
 //!
 //! Its own loop cannot tell the port it got for 0, and waits for its clients when told to stop. Our
-//! own answers: Fetch (`fetch.rs`), Produce (which wakes the fetches), DeleteTopics (`delete.rs`),
+//! own answers: Fetch (`fetch.rs`, `records.rs`), Produce (which wakes the fetches), DeleteTopics (`delete.rs`),
 //! what else tansu would panic at, or accept and not do (`guard.rs`), InitProducerId (tansu panics when a producer renews
 //! its id) and Metadata (it creates no topics).
 //! DeleteRecords panics, describing groups fails and transactions cannot end in tansu 0.6, so this
@@ -46,6 +46,7 @@ use crate::error::Result;
 use super::delete::{DeleteTopics, Gate, Gated};
 use super::fetch::{LongFetch, Waiters};
 use super::guard::{CheckedTopics, FoundOffsets, SetConfigs, split_produce};
+use super::records::Records;
 use super::{BrokerHealth, DRAIN, dir_error, internal};
 
 /// Keys every row of the database: changing it would hide all data. Also what Kafka clients see.
@@ -64,16 +65,22 @@ pub(super) async fn start(
     let failed = |error: std::io::Error| internal(format!("embedded broker: {error}"));
     let listener = TcpListener::from_std(listener).map_err(failed)?;
     let addr = listener.local_addr().map_err(failed)?;
-    let (storage, deletes) = open(&dir, addr).await?;
+    let (storage, own) = open(&dir, addr).await?;
     Ok(async move {
-        serve(listener, storage.clone(), deletes, stop, &health).await;
+        serve(listener, storage.clone(), own, stop, &health).await;
         // Connections were cut in the middle of a request: what the storage took from them is
         // finished before this answers.
         let _ = timeout(DRAIN, storage.ping()).await;
     })
 }
 
-async fn open(dir: &Path, addr: SocketAddr) -> Result<(StorageContainer, DeleteTopics)> {
+/// What reads and writes the database itself.
+struct Own {
+    deletes: DeleteTopics,
+    records: Records,
+}
+
+async fn open(dir: &Path, addr: SocketAddr) -> Result<(StorageContainer, Own)> {
     let file = dir.join(DATABASE);
     let broken = |error: StorageError| {
         dir_error(dir, &format!("{DATABASE} cannot be opened: {}", reason(&error)))
@@ -100,7 +107,8 @@ async fn open(dir: &Path, addr: SocketAddr) -> Result<(StorageContainer, DeleteT
         .map_err(broken)?;
     forget_members(&storage).await.map_err(broken)?;
     let deletes = DeleteTopics::open(&file, CLUSTER_ID).await.map_err(broken)?;
-    Ok((storage, deletes))
+    let records = Records::open(&file, CLUSTER_ID).await.map_err(broken)?;
+    Ok((storage, Own { deletes, records }))
 }
 
 /// tansu joins the URL's path to the working directory as it is written, percent signs and all: so
@@ -163,7 +171,7 @@ async fn forget_members(storage: &StorageContainer) -> Result<(), StorageError> 
 async fn serve(
     listener: TcpListener,
     storage: StorageContainer,
-    deletes: DeleteTopics,
+    own: Own,
     stop: CancellationToken,
     health: &BrokerHealth,
 ) {
@@ -171,7 +179,7 @@ async fn serve(
         Ok(groups) => groups,
         Err(error) => return tracing::error!("embedded broker: {error}"),
     };
-    let router = match router(&storage, groups, deletes, health) {
+    let router = match router(&storage, groups, own, health) {
         Ok(router) => router,
         Err(error) => return tracing::error!("embedded broker: {error}"),
     };
@@ -248,7 +256,7 @@ type Router = FrameRouteService<(), BrokerError>;
 fn router(
     storage: &StorageContainer,
     groups: Controller<StorageContainer>,
-    deletes: DeleteTopics,
+    own: Own,
     health: &BrokerHealth,
 ) -> Result<Gated<Router>, BrokerError> {
     let mut builder = Router::builder();
@@ -265,7 +273,8 @@ fn router(
     builder = coordinator::services(builder, groups)?;
     let gate = Gate::default();
     let waiters = Arc::new(Waiters::default());
-    let fetch = LongFetch { waiters: Arc::clone(&waiters), gate: Arc::clone(&gate) };
+    let fetch =
+        LongFetch { waiters: Arc::clone(&waiters), gate: Arc::clone(&gate), records: own.records };
     builder = route::<FetchRequest, _>(builder, storage, fetch)?;
     let produce = WakingProduce { waiters, health: health.clone() };
     builder = route::<ProduceRequest, _>(builder, storage, produce)?;
@@ -274,8 +283,8 @@ fn router(
     builder = route::<IncrementalAlterConfigsRequest, _>(builder, storage, SetConfigs)?;
     builder = route::<InitProducerIdRequest, _>(builder, storage, FreshProducerId)?;
     builder = route::<MetadataRequest, _>(builder, storage, CreatingMetadata)?;
-    builder = route::<DeleteTopicsRequest, _>(builder, storage, deletes.clone())?;
-    Ok(Gated { inner: builder.build()?, gate, deletes })
+    builder = route::<DeleteTopicsRequest, _>(builder, storage, own.deletes.clone())?;
+    Ok(Gated { inner: builder.build()?, gate, deletes: own.deletes })
 }
 
 fn route<Q, S>(
@@ -410,7 +419,7 @@ mod tests {
     async fn a_storage_that_panics_is_noticed_and_one_that_refuses_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], 9092));
-        let (storage, _deletes) = open(dir.path(), addr).await.unwrap();
+        let (storage, _own) = open(dir.path(), addr).await.unwrap();
         let health = BrokerHealth::default();
         check(&storage, &health).await;
         assert!(health.is_healthy());

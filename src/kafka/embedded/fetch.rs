@@ -1,8 +1,7 @@
 //! Fetch: answers as soon as there is a record, and waits without asking meanwhile.
 //!
-//! tansu sleeps up to half of the wait even when it has records, never returns one of 5 MiB or
-//! more, drops the connection for a partition that does not exist, and says nothing about an offset
-//! behind the end.
+//! tansu sleeps up to half of the wait even when it has records, drops the connection for a partition that does not exist,
+//! and says nothing about an offset behind the end. It is asked for watermarks only; the records come from `records.rs`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use rama::{Context, Service};
 use tansu_sans_io::fetch_request::{FetchPartition, FetchTopic};
 use tansu_sans_io::fetch_response::{FetchableTopicResponse, PartitionData};
 use tansu_sans_io::record::deflated::Frame;
-use tansu_sans_io::{ErrorCode, FetchRequest, FetchResponse, IsolationLevel};
+use tansu_sans_io::{ErrorCode, FetchRequest, FetchResponse};
 use tansu_storage::{
     Error as StorageError, FetchService, Storage, StorageContainer, TopicId, Topition,
 };
@@ -23,11 +22,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::delete::Gate;
 use super::guard::{find_topic, partition_count};
+use super::records::Records;
 
-/// What one fetch of tansu's reads at most, and where looking for a larger record starts.
-const FETCH_BYTES: u32 = 5 << 20;
-/// Kafka's lengths are signed 32-bit numbers; no record is larger.
-const RECORD_BYTES_MAX: u32 = 1 << 30;
+/// What an answer has at most, unless its first record is larger: clients ask for 50 MiB, which would take a second.
+const FETCH_BYTES: i32 = 5 << 20;
 
 /// Who waits for records of which topic.
 #[derive(Debug, Default)]
@@ -51,6 +49,7 @@ impl Waiters {
 pub(super) struct LongFetch {
     pub(super) waiters: Arc<Waiters>,
     pub(super) gate: Gate,
+    pub(super) records: Records,
 }
 
 impl Service<StorageContainer, FetchRequest> for LongFetch {
@@ -71,7 +70,7 @@ impl Service<StorageContainer, FetchRequest> for LongFetch {
             let (known, missing) = split(&ctx, req.clone()).await?;
             let mut watches: Vec<_> =
                 known.names.iter().map(|topic| self.waiters.watch(topic)).collect();
-            let mut response = fetch_now(&ctx, &known.req).await?;
+            let mut response = fetch_now(&ctx, &self.records, &known.req).await?;
             drop(shared);
             let answered = has_answer(&response) || !missing.is_empty();
             if answered || watches.is_empty() || Instant::now() >= deadline {
@@ -150,28 +149,26 @@ fn empty(partition: i32, code: ErrorCode) -> PartitionData {
         .records(None)
 }
 
-/// One fetch without a wait, plus what tansu leaves out: records larger than its limit, and the
-/// error for an offset behind the end, without which a client would wait there for ever.
+/// One fetch without a wait: tansu's watermarks, our records, and the error for an offset behind the end, without which a
+/// client would wait there for ever.
 async fn fetch_now(
     ctx: &Context<StorageContainer>,
+    records: &Records,
     req: &FetchRequest,
 ) -> Result<FetchResponse, StorageError> {
-    let mut response = FetchService.serve(ctx.clone(), req.clone().max_wait_ms(0)).await?;
-    let isolation = match req.isolation_level {
-        Some(1) => IsolationLevel::ReadCommitted,
-        _ => IsolationLevel::ReadUncommitted,
-    };
-    let found_any = response
-        .responses
-        .iter()
-        .flatten()
-        .flat_map(|topic| topic.partitions.iter().flatten())
-        .any(|partition| partition.records.is_some());
+    let marks = req.clone().max_wait_ms(0).max_bytes(Some(0));
+    let mut response = FetchService.serve(ctx.clone(), marks).await?;
+    let is_committed = req.isolation_level == Some(1);
+    let mut left = req.max_bytes.map_or(FETCH_BYTES, |bytes| bytes.min(FETCH_BYTES));
+    let mut found_any = false;
     let topics = req.topics.iter().flatten();
     for (asked, answer) in topics.zip(response.responses.iter_mut().flatten()) {
         // A topic deleted since `split` comes back without its id but with a "current leader":
         // librdkafka then looks for a topic without a name, and crashes.
         answer.topic_id = asked.topic_id.or(answer.topic_id);
+        let Some(topic) = topic_name(ctx, answer.topic.as_deref(), answer.topic_id).await? else {
+            continue;
+        };
         let asked_partitions = asked.partitions.iter().flatten();
         for (asked, data) in asked_partitions.zip(answer.partitions.iter_mut().flatten()) {
             data.current_leader = None;
@@ -182,13 +179,24 @@ async fn fetch_now(
             }
             if asked.fetch_offset > data.high_watermark {
                 data.error_code = ErrorCode::OffsetOutOfRange.into();
-            } else if !found_any && asked.fetch_offset < data.high_watermark {
-                let Some(topic) = topic_name(ctx, answer.topic.as_deref(), answer.topic_id).await?
-                else {
-                    continue;
-                };
-                let topition = Topition::new(topic, asked.partition);
-                data.records = fetch_large(ctx, &topition, asked.fetch_offset, isolation).await?;
+                continue;
+            }
+            // The first record comes however large it is (KIP-74).
+            if found_any && left <= 0 {
+                continue;
+            }
+            let end = match data.last_stable_offset {
+                Some(stable) if is_committed => stable,
+                _ => data.high_watermark,
+            };
+            let bytes_max = usize::try_from(left.min(asked.partition_max_bytes)).unwrap_or(0);
+            let partition = Topition::new(topic.clone(), asked.partition);
+            let found = records.fetch(partition, asked.fetch_offset, end, bytes_max).await?;
+            if !found.is_empty() {
+                found_any = true;
+                let bytes: i32 = found.iter().map(|batch| batch.batch_length).sum();
+                left = left.saturating_sub(bytes);
+                data.records = Some(Frame { batches: found });
             }
         }
     }
@@ -207,24 +215,6 @@ async fn topic_name(
     };
     let metadata = ctx.state().metadata(Some(&[id])).await?;
     Ok(metadata.topics().first().and_then(|topic| topic.name.clone()))
-}
-
-/// tansu returns records while their sum is below the limit: a record at or above it never comes.
-async fn fetch_large(
-    ctx: &Context<StorageContainer>,
-    topition: &Topition,
-    offset: i64,
-    isolation: IsolationLevel,
-) -> Result<Option<Frame>, StorageError> {
-    let mut bytes_max = FETCH_BYTES;
-    while bytes_max < RECORD_BYTES_MAX {
-        bytes_max *= 2;
-        let batches = ctx.state().fetch(topition, offset, 0, bytes_max, isolation).await?;
-        if batches.first().is_some_and(|batch| batch.record_count > 0) {
-            return Ok(Some(Frame { batches }));
-        }
-    }
-    Ok(None)
 }
 
 fn has_answer(response: &FetchResponse) -> bool {

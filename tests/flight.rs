@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use crate::support::{DEADLINE, Kafka, Karrow};
 
-async fn connect(karrow: &Karrow) -> FlightClient {
+pub async fn connect(karrow: &Karrow) -> FlightClient {
     let address = format!("http://{}", karrow.flight_addr());
     let channel = Channel::from_shared(address).expect("an address").connect().await;
     FlightClient::new(channel.expect("a connection"))
@@ -27,20 +27,20 @@ fn command(request: Value) -> FlightDescriptor {
 }
 
 #[track_caller]
-fn in_time<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
+pub fn in_time<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
     let caller = std::panic::Location::caller();
     let timed = tokio::time::timeout(DEADLINE, work);
     async move { timed.await.unwrap_or_else(|_| panic!("{caller}: waited in vain")) }
 }
 
-fn code(error: &FlightError) -> (Code, String) {
+pub fn code(error: &FlightError) -> (Code, String) {
     match error {
         FlightError::Tonic(status) => (status.code(), status.message().to_owned()),
         other => panic!("{other}"),
     }
 }
 
-async fn read(client: &mut FlightClient, ticket: Ticket) -> Vec<(RecordBatch, Value)> {
+pub async fn read(client: &mut FlightClient, ticket: Ticket) -> Vec<(RecordBatch, Value)> {
     let mut found = Vec::new();
     let mut batches = get(client, ticket).await;
     while let Some(data) = in_time(batches.next()).await {
@@ -49,7 +49,7 @@ async fn read(client: &mut FlightClient, ticket: Ticket) -> Vec<(RecordBatch, Va
     found
 }
 
-type Said = stream::BoxStream<'static, Result<(RecordBatch, Value), FlightError>>;
+pub type Said = stream::BoxStream<'static, Result<(RecordBatch, Value), FlightError>>;
 
 /// Batches, each with what is said beside it.
 fn said(batches: FlightRecordBatchStream) -> Said {
@@ -65,15 +65,15 @@ fn said(batches: FlightRecordBatchStream) -> Said {
     decoded.boxed()
 }
 
-async fn get(client: &mut FlightClient, ticket: Ticket) -> Said {
+pub async fn get(client: &mut FlightClient, ticket: Ticket) -> Said {
     said(client.do_get(ticket).await.expect("a stream"))
 }
 
-fn ticket(info: &FlightInfo, endpoint: usize) -> Ticket {
+pub fn ticket(info: &FlightInfo, endpoint: usize) -> Ticket {
     info.endpoint[endpoint].ticket.clone().expect("a ticket")
 }
 
-async fn plan(client: &mut FlightClient, request: Value) -> FlightInfo {
+pub async fn plan(client: &mut FlightClient, request: Value) -> FlightInfo {
     client.get_flight_info(command(request)).await.expect("a plan")
 }
 
@@ -247,6 +247,21 @@ async fn wrong_questions_are_told_so_by_name() {
             "limit: ",
         ),
         (
+            json!({"topic": "orders", "columns": ["offset", "nope"]}),
+            Code::InvalidArgument,
+            "columns: topic 'orders' has no column 'nope'",
+        ),
+        (
+            json!({"topic": "orders", "columns": ["payload.id", "payload.nope"]}),
+            Code::InvalidArgument,
+            "columns: topic 'orders' has no column 'payload.nope'",
+        ),
+        (
+            json!({"topic": "orders", "columns": ["_offset", "offset"], "layout": "flat"}),
+            Code::InvalidArgument,
+            "columns: topic 'orders' has no column 'offset'",
+        ),
+        (
             json!({"topic": "orders", "from": "window"}),
             Code::NotFound,
             "topic 'orders' is no stream",
@@ -285,6 +300,8 @@ async fn wrong_questions_are_told_so_by_name() {
             Code::InvalidArgument,
             "has 2 partitions, none with the number 9",
         ),
+        ("from", json!({"1": 51}), Code::OutOfRange, "orders:1 does not have offset 51 yet"),
+        ("to", json!({"0": 9_999}), Code::OutOfRange, "orders:0 does not have offset 9999 yet"),
     ] {
         let mut changed = good.clone();
         changed[field] = value;

@@ -23,4 +23,5 @@ mod schemas;
 mod shutdown;
 mod streams;
 mod support;
+mod tickets;
 mod tidy;

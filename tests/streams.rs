@@ -167,6 +167,115 @@ async fn readers_share_one_batch() {
     assert!(Arc::ptr_eq(&batches[0], &batches[1]));
 }
 
+/// Kafka is read by few clients, which readers that do not read on must not keep.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_stop_in_the_middle_hold_up_nobody() {
+    let kafka = Kafka::with(&[("t", 2)]);
+    for partition in 0..2 {
+        put(&kafka, partition, 0..1000);
+    }
+    let streams = streams(&kafka, SETTINGS);
+    let to = Positions::new(vec![1000, 1000]);
+    let mut stalled = Vec::new();
+    for _ in 0..10 {
+        let mut cursor = streams.cursor("t", Positions::default(), to.clone()).expect("a cursor");
+        let mut seen = Seen::default();
+        seen.add(&next(&mut cursor).await.expect("a batch"));
+        stalled.push((cursor, seen));
+    }
+    let mut cursor = streams.cursor("t", Positions::default(), to.clone()).expect("a cursor");
+    read_to_end(&mut cursor).await.check(&[(0, 1000); 2]);
+    assert!(streams.sample("t", &Positions::default()).await.expect("a schema").is_some());
+    // What they had is theirs, and they go on where they were.
+    for (mut cursor, mut seen) in stalled {
+        while let Some(batch) = next(&mut cursor).await {
+            seen.add(&batch);
+        }
+        seen.check(&[(0, 1000); 2]);
+    }
+}
+
+/// A client reads a partition in one place only, so that it goes to another reader when the first has let go of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_asks_for_what_is_gone_disturbs_nobody() {
+    let kafka = Kafka::with(&[("t", 2)]);
+    for partition in 0..2 {
+        put(&kafka, partition, 0..200);
+    }
+    let streams = streams(&kafka, SETTINGS);
+    let wrong = tokio::spawn({
+        let streams = streams.clone();
+        async move {
+            for _ in 0..100 {
+                let (from, to) = (vec![1_000_000; 2], vec![1_000_005; 2]);
+                let cursor = streams.cursor("t", Positions::new(from), Positions::new(to));
+                let mut cursor = cursor.expect("a cursor");
+                let found = tokio::time::timeout(DEADLINE, cursor.next()).await.expect("in time");
+                let error = found.map(|_| ()).expect_err("there is no such offset");
+                assert_eq!(error.kind(), ErrorKind::OutOfRange, "{error}");
+                assert!(error.message().ends_with("the first one is 0"), "{error}");
+            }
+        }
+    });
+    let good = (0..2).map(|_| {
+        let streams = streams.clone();
+        tokio::spawn(async move {
+            for _ in 0..100 {
+                let to = Positions::new(vec![200; 2]);
+                let mut cursor = streams.cursor("t", Positions::default(), to).expect("a cursor");
+                read_to_end(&mut cursor).await.check(&[(0, 200); 2]);
+            }
+        })
+    });
+    let good: Vec<_> = good.collect();
+    wrong.await.expect("told each time");
+    for reader in good {
+        reader.await.expect("everything each time");
+    }
+}
+
+/// A stream that follows another one of its topic reads with the same client, which must have let go of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_begins_when_the_one_before_has_ended() {
+    let kafka = Kafka::with(&[("t", 2)]);
+    let streams = streams(&kafka, SETTINGS);
+    for round in 0..50 {
+        put(&kafka, 0, round * 10..round * 10 + 10);
+        let mut cursor = streams.follow("t", Positions::default()).await.expect("a cursor");
+        let mut seen = Seen::default();
+        while seen.len() < (round as usize + 1) * 10 {
+            seen.add(&next(&mut cursor).await.expect("a batch"));
+        }
+        seen.check(&[(0, round * 10 + 10), (0, 0)]);
+        assert!(streams.close("t"));
+    }
+}
+
+/// What a failed stream had is Kafka's to give.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_stream_holds_nothing() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let mut settings = SETTINGS;
+    settings.when_full = WhenFull::Error;
+    settings.window.bytes_max = 10_000;
+    let streams = streams(&kafka, settings);
+    let mut cursor = streams.follow("t", Positions::default()).await.expect("a cursor");
+    put(&kafka, 0, 0..2000);
+    let mut seen = Seen::default();
+    let error = loop {
+        match tokio::time::timeout(DEADLINE, cursor.next()).await.expect("in time") {
+            Ok(Some(batch)) => seen.add(&batch.batch),
+            Ok(None) => panic!("it ended without a word"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+    let end = cursor.positions().get(0);
+    seen.check(&[(0, end)]);
+    let stream = streams.get("t").expect("it is there, and failed");
+    assert_eq!((stream.view().bytes, stream.view().rows, streams.bytes()), (0, 0, 0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_exist_is_said() {
     let kafka = Kafka::with(&[("t", 1)]);

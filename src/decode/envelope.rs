@@ -8,10 +8,12 @@ use arrow::array::{
     new_null_array,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer};
-use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, TimeUnit};
 use futures::future::BoxFuture;
 
 use super::decoder::{BadRow, Decoder, Value};
+use super::ipc::ROW_BYTES_MAX;
+use super::ipc::plain::{plain_type, slot_bytes};
 use super::projection::Projection;
 use super::reject::Reject;
 use super::schemas::{BatchSchemas, SchemaKey};
@@ -70,7 +72,7 @@ pub struct RecordDecoder {
 }
 
 /// What repeated keys and headers, the rows of Arrow payloads, or the columns of other ones may fill in one batch.
-pub(super) const BATCH_BYTES_MAX: usize = 256 << 20;
+pub const BATCH_BYTES_MAX: usize = 256 << 20;
 
 /// The columns of the struct layout, in their order.
 pub const ENVELOPE: [&str; 8] =
@@ -318,6 +320,47 @@ fn repeat<'a>(
         bad.row = starts.get(bad.record).copied().unwrap_or(bad.record);
     }
     (repeated, starts)
+}
+
+/// Whether batches can have these columns, and what a row of them takes is bounded. Somebody else has said so.
+///
+/// # Errors
+/// Names the column.
+pub fn check_columns(schema: &Schema, layout: Layout) -> std::result::Result<(), String> {
+    let part_of = |data_type: &DataType, whole: &Fields| match data_type {
+        DataType::Struct(fields) => fields.iter().all(|field| whole.iter().any(|of| of == field)),
+        _ => false,
+    };
+    for field in schema.fields() {
+        let (data_type, is_nullable) = (field.data_type(), field.is_nullable());
+        let name = ENVELOPE.into_iter().find(|name| envelope_name(name, layout) == *field.name());
+        let is_ours = match name {
+            Some("topic") => *data_type == DataType::Utf8 && !is_nullable,
+            Some("partition") => *data_type == DataType::Int32 && !is_nullable,
+            Some("offset") => *data_type == DataType::Int64 && !is_nullable,
+            Some("timestamp") => {
+                let zone = Some("UTC".into());
+                *data_type == DataType::Timestamp(TimeUnit::Millisecond, zone) && is_nullable
+            }
+            Some("headers") => {
+                let list = matches!(data_type, DataType::List(item) if !item.is_nullable()
+                    && part_of(item.data_type(), &HEADER));
+                list && !is_nullable
+            }
+            Some("error") => part_of(data_type, &ERROR) && is_nullable,
+            _ => {
+                is_nullable && plain_type(data_type).is_ok_and(|is| is.as_ref() == Some(data_type))
+            }
+        };
+        if !is_ours {
+            return Err(format!("column '{}' cannot be {data_type}", field.name().escape_debug()));
+        }
+    }
+    let row = DataType::Struct(schema.fields().clone());
+    if slot_bytes(&row) > ROW_BYTES_MAX {
+        return Err(format!("more than {ROW_BYTES_MAX} bytes of a row"));
+    }
+    Ok(())
 }
 
 /// The name of an envelope's column under `layout`.

@@ -36,7 +36,7 @@ const COLUMNS_MAX: usize = 10_000;
 
 /// What a row of a topic may take in all its columns, where all of them are null: a record that has a column brings it
 /// to all others. Far below what a batch may hold, so that each batch has many rows.
-const ROW_BYTES_MAX: usize = 4 << 20;
+pub(super) const ROW_BYTES_MAX: usize = 4 << 20;
 
 /// Rows of one batch, of all its streams.
 const BATCH_ROWS_MAX: usize = 1 << 20;

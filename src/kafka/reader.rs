@@ -27,11 +27,12 @@ pub struct LogReader {
     reads_uncommitted: bool,
 }
 
-/// Partitions that are read into one queue. Dropping it ends the reading and blocks while librdkafka does so.
+/// Partitions that are read into one queue. Dropping it [stops](Self::stop) the reading, which blocks.
 pub struct Reading {
     queue: Queue,
     handle: Arc<Handle>,
     partitions: Vec<(TopicRef, i32)>,
+    is_stopped: bool,
 }
 
 /// What a [`Reading`] finds.
@@ -50,6 +51,17 @@ pub enum Logged {
         /// The partition's number.
         partition: i32,
     },
+}
+
+impl Logged {
+    /// Which partition it is of; `None` for a failure that is of none.
+    pub fn partition(&self) -> Option<i32> {
+        match self {
+            Self::Fetched(Fetched::Record(record)) => Some(record.partition()),
+            Self::Fetched(Fetched::Failed(_)) => None,
+            Self::End { partition, .. } | Self::OutOfRange { partition } => Some(*partition),
+        }
+    }
 }
 
 impl LogReader {
@@ -75,7 +87,8 @@ impl LogReader {
     pub fn reading(&self, on_record: Wake) -> Result<Reading> {
         let mut queue = Queue::new(&self.handle)?;
         queue.on_non_empty(on_record);
-        Ok(Reading { queue, handle: self.handle.clone(), partitions: Vec::new() })
+        let partitions = Vec::new();
+        Ok(Reading { queue, handle: self.handle.clone(), partitions, is_stopped: false })
     }
 
     /// The last error of the client as a whole since the last call, in librdkafka's words.
@@ -127,8 +140,11 @@ impl Reading {
     /// Starts reading a partition at `offset`.
     ///
     /// # Errors
-    /// An illegal name, or the client reads that partition already.
+    /// An illegal name, the client reads that partition already, or the reading was stopped.
     pub fn start(&mut self, topic: &str, partition: i32, offset: i64) -> Result<()> {
+        if self.is_stopped {
+            return Err(Error::internal("a reading that was stopped"));
+        }
         let context = format_args!("reading {topic}:{partition}").to_string();
         c_string(topic)?;
         let named = TopicRef::new(&self.handle, topic).map_err(|code| code.into_error(&context))?;
@@ -144,18 +160,11 @@ impl Reading {
         Ok(())
     }
 
-    /// Reads a partition that was started anew, from where it begins or ends now. Blocks while librdkafka stops.
+    /// Reads a partition that was started anew, from `offset`. Blocks while librdkafka stops.
     ///
     /// # Errors
-    /// The partition was not started, or librdkafka refuses.
-    pub fn restart(&mut self, partition: i32, at: OffsetOf) -> Result<()> {
-        let offset = match at {
-            OffsetOf::Beginning => sys::RD_KAFKA_OFFSET_BEGINNING.into(),
-            OffsetOf::End => sys::RD_KAFKA_OFFSET_END.into(),
-            OffsetOf::Time(_) => {
-                return Err(Error::internal("a partition restarts at an end of it"));
-            }
-        };
+    /// The partition is not read, or librdkafka refuses.
+    pub fn restart(&mut self, partition: i32, offset: i64) -> Result<()> {
         let started = self.partitions.iter().find(|(_, number)| *number == partition);
         let Some((topic, _)) = started else {
             return Err(Error::internal(format!("partition {partition} is not read")));
@@ -170,6 +179,15 @@ impl Reading {
         }
         // SAFETY: the call before failed and set this.
         Err(KafkaCode(unsafe { sys::rd_kafka_last_error() }).into_error("reading anew"))
+    }
+
+    /// Ends it for good. Blocks while librdkafka stops.
+    pub fn stop(&mut self) {
+        self.is_stopped = true;
+        for (topic, partition) in self.partitions.drain(..) {
+            // SAFETY: started by `start` and not stopped since. What is queued is dropped with the queue.
+            unsafe { sys::rd_kafka_consume_stop(topic.ptr(), partition) };
+        }
     }
 
     /// Moves up to a batch of what is there to the end of `out`; never blocks. `&mut` because librdkafka leaves concurrent
@@ -205,9 +223,6 @@ impl Reading {
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        for (topic, partition) in &self.partitions {
-            // SAFETY: started by `start` and not stopped since. What is queued is dropped with the queue.
-            unsafe { sys::rd_kafka_consume_stop(topic.ptr(), *partition) };
-        }
+        self.stop();
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::assembler::CutLimits;
 use super::encoded::EncodedBatch;
-use super::scan::{ReaderPool, Scan};
+use super::scan::{ReaderPool, Scan, not_there};
 use super::topic_stream::{Attached, Phase};
 use super::window::{Positions, Window};
 use crate::decode::formats::Formats;
@@ -41,6 +41,8 @@ pub struct Cursor {
     until: Option<Positions>,
     /// The batch of the window that comes next, once that is known.
     number: Option<u64>,
+    /// Breaks of the window that it knows of.
+    breaks: Option<usize>,
     changes: Option<watch::Receiver<u64>>,
     scan: Option<Scan>,
     scanned: VecDeque<EncodedBatch>,
@@ -53,6 +55,11 @@ enum Found {
     Nothing,
     /// It begins there, which is later.
     Behind(Positions),
+    /// A partition goes on there, which is earlier.
+    Broken {
+        partition: i32,
+        first: i64,
+    },
 }
 
 impl Cursor {
@@ -76,6 +83,7 @@ impl Cursor {
             positions: from,
             until,
             number: None,
+            breaks: None,
             changes,
             scan: None,
             scanned: VecDeque::new(),
@@ -111,7 +119,7 @@ impl Cursor {
             }
             let Some(stream) = self.stream.as_ref().map(|stream| stream.share()) else {
                 let until = self.until.clone().unwrap_or_default();
-                self.scan_to(until).await?;
+                self.scan_to(until)?;
                 continue;
             };
             if let Some(changes) = &mut self.changes {
@@ -130,7 +138,11 @@ impl Cursor {
                         Some(until) => starts.lower(until),
                         None => starts,
                     };
-                    self.scan_to(until).await?;
+                    self.scan_to(until)?;
+                }
+                Found::Broken { partition, first } => {
+                    let offset = self.positions.get(partition);
+                    return Err(not_there(&self.sources.topic, partition, offset, Some(first)));
                 }
                 Found::Nothing => {
                     match (phase, &self.until) {
@@ -138,7 +150,7 @@ impl Cursor {
                         // Nothing new comes from the stream, so the rest comes from Kafka.
                         (_, Some(until)) => {
                             let until = until.clone();
-                            self.scan_to(until).await?;
+                            self.scan_to(until)?;
                             continue;
                         }
                         (Phase::Failed(error), None) => return Err(error),
@@ -152,11 +164,11 @@ impl Cursor {
         }
     }
 
-    async fn scan_to(&mut self, to: Positions) -> Result<()> {
+    fn scan_to(&mut self, to: Positions) -> Result<()> {
         let Sources { topic, pool, formats, cut, .. } = self.sources.clone();
         self.number = None;
         let from = self.positions.clone();
-        self.scan = Some(Scan::begin(&pool, formats, topic, from, to, cut).await?);
+        self.scan = Some(Scan::new(&pool, &formats, topic, from, to, cut)?);
         Ok(())
     }
 
@@ -166,6 +178,11 @@ impl Cursor {
             // It does not know yet where it begins.
             return Found::Nothing;
         }
+        let known = *self.breaks.get_or_insert(window.breaks());
+        if let Some((partition, first)) = window.break_behind(known, &self.positions) {
+            return Found::Broken { partition, first };
+        }
+        self.breaks = Some(window.breaks());
         if !self.positions.covers(window.starts()) {
             return Found::Behind(window.starts().clone());
         }

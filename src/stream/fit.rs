@@ -14,7 +14,8 @@ use arrow::compute::{CastOptions, cast_with_options, nullif};
 use arrow::datatypes::{DataType, Field, Fields, SchemaRef};
 use arrow_json::writer::{EncoderOptions, make_encoder};
 
-use crate::decode::envelope::{self, Layout};
+use crate::decode::envelope::{self, BATCH_BYTES_MAX, Layout};
+use crate::decode::ipc::plain::slot_bytes;
 use crate::decode::projection::Projection;
 use crate::error::{Error, Result};
 
@@ -35,12 +36,26 @@ pub struct Fitted {
     pub first_misfit: Option<usize>,
 }
 
-/// Why rows do not fit, by row.
-struct Misfits(Vec<Option<String>>);
+/// Why rows do not fit, by row; and how many bytes of nulls may still stand for what is not there.
+struct Misfits {
+    rows: Vec<Option<String>>,
+    room: usize,
+}
 
 impl Misfits {
+    /// A column that is not there. What was promised may be somebody else's word.
+    fn nulls(&mut self, data_type: &DataType, len: usize) -> Result<ArrayRef> {
+        let bytes = len.saturating_mul(slot_bytes(data_type));
+        let Some(room) = self.room.checked_sub(bytes) else {
+            let why = "columns that the topic does not have would fill more than a batch";
+            return Err(Error::invalid(why));
+        };
+        self.room = room;
+        Ok(new_null_array(data_type, len))
+    }
+
     fn add(&mut self, row: usize, path: &str, what: &str) {
-        let Some(why) = self.0.get_mut(row) else { return };
+        let Some(why) = self.rows.get_mut(row) else { return };
         let text = format!("{path}: {what}");
         match why {
             None => *why = Some(text),
@@ -80,7 +95,7 @@ impl Fit {
     /// `batch`, as a stream has it, in those columns.
     ///
     /// # Errors
-    /// A failure of ours, not of the data.
+    /// What was promised takes too much; or a failure of ours, not of the data.
     pub fn apply(&self, batch: &RecordBatch) -> Result<Fitted> {
         if batch.schema_ref() == &self.schema {
             return Ok(Fitted { batch: batch.clone(), first_misfit: None });
@@ -94,12 +109,12 @@ impl Fit {
             }
         };
         let rows = batch.num_rows();
-        let mut misfits = Misfits(vec![None; rows]);
+        let mut misfits = Misfits { rows: vec![None; rows], room: BATCH_BYTES_MAX };
         let mut columns = Vec::with_capacity(self.schema.fields().len());
         for field in self.schema.fields() {
             let below = self.projection.field(field.name());
             columns.push(match source.column_by_name(field.name()) {
-                None => new_null_array(field.data_type(), rows),
+                None => misfits.nulls(field.data_type(), rows)?,
                 Some(array) => {
                     let part = Part { array, path: field.name(), rows: None };
                     fit(&part, field.data_type(), below.unwrap_or(&Projection::All), &mut misfits)?
@@ -113,13 +128,13 @@ impl Fit {
                 lost(&Part { array, path: field.name(), rows: None }, &mut misfits);
             }
         }
-        let first_misfit = misfits.0.iter().position(Option::is_some);
+        let first_misfit = misfits.rows.iter().position(Option::is_some);
         let error = envelope::envelope_name("error", self.layout);
         if first_misfit.is_some()
             && let Some((index, _)) = self.schema.column_with_name(&error)
             && let Some(column) = columns.get_mut(index)
         {
-            *column = with_messages(column, &misfits.0)?;
+            *column = with_messages(column, &misfits.rows)?;
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let batch = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options);
@@ -168,7 +183,7 @@ fn fit(
         (from, DataType::Utf8) if from.is_nested() => json_of(array),
         (from, to) if from.is_nested() || to.is_nested() => {
             lost(part, misfits);
-            Ok(new_null_array(to, array.len()))
+            misfits.nulls(to, array.len())
         }
         (from, to) => {
             let options = CastOptions { safe: true, ..CastOptions::default() };
@@ -176,7 +191,7 @@ fn fit(
                 .and_then(|there| Ok((cast_with_options(&there, from, &options)?, there)));
             let Ok((back, there)) = both_ways else {
                 lost(part, misfits);
-                return Ok(new_null_array(to, array.len()));
+                return misfits.nulls(to, array.len());
             };
             let is_same = not_distinct(&back, array).map_err(internal)?;
             let is_lost: BooleanArray =
@@ -202,7 +217,7 @@ fn fit_struct(
     let mut columns = Vec::with_capacity(fields.len());
     for field in fields {
         columns.push(match source.column_by_name(field.name()) {
-            None => new_null_array(field.data_type(), source.len()),
+            None => misfits.nulls(field.data_type(), source.len())?,
             Some(array) => {
                 let path = format!("{}.{}", part.path, field.name());
                 let below = projection.field(field.name()).unwrap_or(&Projection::All);

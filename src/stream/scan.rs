@@ -1,8 +1,8 @@
 //! [`Scan`]: a range of a topic read from Kafka itself, from positions up to positions.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -21,11 +21,16 @@ use crate::kafka::topics::OffsetOf;
 
 use super::topic_stream::ASK_TIMEOUT;
 
+/// How long a scan has a client to itself while others wait for one: its own reader may have stopped taking what it finds.
+const TURN: Duration = Duration::from_secs(1);
+
 /// Clients that scans take turns with: each costs threads, and reads for one scan at a time.
 pub struct ReaderPool {
     options: ConsumerOptions,
     idle: Mutex<Vec<LogReader>>,
     places: Arc<Semaphore>,
+    /// Where the clients are that are not idle.
+    turns: Mutex<Vec<Weak<Turn>>>,
 }
 
 /// A client of a [`ReaderPool`], which gets it back.
@@ -35,17 +40,39 @@ struct Lent {
     _place: OwnedSemaphorePermit,
 }
 
+/// What a scan reads with. The reading ends, which blocks, before its client goes back: a client reads a partition in one
+/// place only.
+struct Borrowed {
+    reading: Reading,
+    lent: Lent,
+}
+
+/// A scan's turn with a client. The pool ends it when others have waited long enough.
+struct Turn {
+    began: Instant,
+    /// `None` when the turn is over.
+    borrowed: Mutex<Option<Borrowed>>,
+    /// Tells the scan that there is something to take, or that its turn is over.
+    ready: Arc<Notify>,
+}
+
 impl ReaderPool {
     /// At most `readers_max` clients with these options.
     pub fn new(options: ConsumerOptions, readers_max: usize) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(readers_max));
-        Arc::new(Self { options, idle: Mutex::default(), places })
+        Arc::new(Self { options, idle: Mutex::default(), places, turns: Mutex::default() })
     }
 
-    /// Waits until a client is free.
+    /// Waits until a client is free, for which the scan that has had one for longest may have to give its own.
     async fn lend(self: &Arc<Self>) -> Result<Lent> {
-        let place = self.places.clone().acquire_owned().await;
-        let place = place.map_err(|error| Error::internal(error.to_string()))?;
+        let place = self.places.clone().acquire_owned();
+        tokio::pin!(place);
+        let place = loop {
+            match tokio::time::timeout(TURN / 4, &mut place).await {
+                Ok(place) => break place.map_err(|error| Error::internal(error.to_string()))?,
+                Err(_) => self.end_a_turn(),
+            }
+        };
         let idle = self.idle.lock().pop();
         let reader = match idle {
             Some(reader) => reader,
@@ -55,6 +82,41 @@ impl ReaderPool {
             }
         };
         Ok(Lent { pool: self.clone(), reader: Some(reader), _place: place })
+    }
+
+    fn end_a_turn(&self) {
+        let mut turns = self.turns.lock();
+        let has_client = |turn: &Arc<Turn>| turn.borrowed.lock().is_some();
+        turns.retain(|turn| turn.upgrade().is_some_and(|turn| has_client(&turn)));
+        let longest = turns.first().and_then(Weak::upgrade);
+        drop(turns);
+        if let Some(turn) = longest.filter(|turn| turn.began.elapsed() >= TURN) {
+            turn.end();
+        }
+    }
+
+    fn begin_turn(&self, borrowed: Borrowed, ready: Arc<Notify>) -> Arc<Turn> {
+        let borrowed = Mutex::new(Some(borrowed));
+        let turn = Arc::new(Turn { began: Instant::now(), borrowed, ready });
+        // The one that began first is found first.
+        self.turns.lock().push(Arc::downgrade(&turn));
+        turn
+    }
+}
+
+impl Turn {
+    /// Moves what was found to the end of `out`; `false`, if the turn is over.
+    fn take(&self, out: &mut VecDeque<Logged>) -> bool {
+        let mut borrowed = self.borrowed.lock();
+        borrowed.as_mut().map(|borrowed| borrowed.reading.take(out)).is_some()
+    }
+
+    /// Gives the client back, which blocks a thread of those that may be blocked.
+    fn end(&self) {
+        if let Some(borrowed) = self.borrowed.lock().take() {
+            tokio::task::spawn_blocking(move || drop(borrowed));
+        }
+        self.ready.notify_one();
     }
 }
 
@@ -70,20 +132,29 @@ impl Drop for Lent {
     }
 }
 
+/// The error for an offset that Kafka does not have (any more).
+pub(super) fn not_there(topic: &str, partition: i32, offset: i64, first: Option<i64>) -> Error {
+    let first = first.map_or_else(String::new, |first| format!(", the first one is {first}"));
+    let why = format!("{topic}:{partition} does not have offset {offset} (any more){first}");
+    Error::new(ErrorKind::OutOfRange, why)
+}
+
 /// See the top of this file.
 pub struct Scan {
+    pool: Arc<ReaderPool>,
     topic: Arc<str>,
     to: Positions,
     /// Up to where records were handed out.
     ends: Positions,
+    /// Up to where they were taken from a client.
+    taken: Positions,
     assembler: Assembler,
-    ready: Arc<Notify>,
     /// Partitions whose bound was not reached.
     open: Vec<i32>,
     found: VecDeque<Logged>,
-    /// In this order: the reading ends before its client goes back.
-    reading: Option<Reading>,
-    lent: Option<Lent>,
+    turn: Option<Arc<Turn>>,
+    /// What the next call answers.
+    failed: Option<Error>,
 }
 
 impl Scan {
@@ -91,52 +162,50 @@ impl Scan {
     /// that `to` does not name is not read.
     ///
     /// # Errors
-    /// No client can be had, or a partition cannot be read.
-    pub async fn begin(
+    /// The topic's formats cannot be had.
+    pub fn new(
         pool: &Arc<ReaderPool>,
-        formats: Arc<Formats>,
+        formats: &Arc<Formats>,
         topic: Arc<str>,
         from: Positions,
         to: Positions,
         cut: CutLimits,
     ) -> Result<Self> {
-        let assembler = Assembler::new(topic.clone(), &formats, cut)?;
-        let ready = Arc::new(Notify::new());
-        let starts: Vec<(i32, i64)> = to
-            .iter()
-            .map(|(partition, end)| (partition, from.get(partition), end))
-            .filter(|(_, start, end)| start < end)
-            .map(|(partition, start, _)| (partition, start))
-            .collect();
-        let open = starts.iter().map(|(partition, _)| *partition).collect();
-        let (mut reading, mut lent) = (None, None);
-        if !starts.is_empty() {
-            let client = pool.lend().await?;
-            let wake = ready.clone();
-            let mut begun = client.reader()?.reading(Box::new(move || wake.notify_one()))?;
-            let named = topic.clone();
-            reading = Some(
-                blocking(move || {
-                    for (partition, offset) in starts {
-                        begun.start(&named, partition, offset)?;
-                    }
-                    Ok(begun)
-                })
-                .await?,
-            );
-            lent = Some(client);
-        }
+        let assembler = Assembler::new(topic.clone(), formats, cut)?;
+        let is_open = |(partition, end): &(i32, i64)| from.get(*partition) < *end;
+        let open = to.iter().filter(is_open).map(|(partition, _)| partition).collect();
         Ok(Self {
+            pool: pool.clone(),
             topic,
             to,
+            taken: from.clone(),
             ends: from,
             assembler,
-            ready,
             open,
             found: VecDeque::new(),
-            reading,
-            lent,
+            turn: None,
+            failed: None,
         })
+    }
+
+    /// Reads on with a client, from what was taken.
+    async fn begin_turn(&mut self) -> Result<()> {
+        let lent = self.pool.lend().await?;
+        let ready = Arc::new(Notify::new());
+        let wake = ready.clone();
+        let starts: Vec<(i32, i64)> =
+            self.open.iter().map(|partition| (*partition, self.taken.get(*partition))).collect();
+        let topic = self.topic.clone();
+        let borrowed = blocking(move || {
+            let reading = lent.reader()?.reading(Box::new(move || wake.notify_one()))?;
+            let mut borrowed = Borrowed { reading, lent };
+            for (partition, offset) in starts {
+                borrowed.reading.start(&topic, partition, offset)?;
+            }
+            Ok(borrowed)
+        });
+        self.turn = Some(self.pool.begin_turn(borrowed.await?, ready));
+        Ok(())
     }
 
     /// Up to where records were handed out.
@@ -149,6 +218,9 @@ impl Scan {
     /// # Errors
     /// Kafka no longer has what comes next ([`ErrorKind::OutOfRange`], with the first offset it has); or reading fails.
     pub async fn next(&mut self) -> Result<Vec<EncodedBatch>> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         loop {
             let due = self.assembler.due();
             let is_over = self.open.is_empty() && self.found.is_empty();
@@ -164,25 +236,40 @@ impl Scan {
                 for (partition, end) in self.to.iter() {
                     self.ends.raise(partition, end);
                 }
-                self.end().await;
+                self.end_turn();
                 return Ok(Vec::new());
             }
-            if let Some(reading) = &mut self.reading {
-                reading.take(&mut self.found);
-            }
             if self.found.is_empty() {
-                match due {
-                    Some(due) => {
-                        let _ = tokio::time::timeout_at(due.into(), self.ready.notified()).await;
-                    }
-                    None => self.ready.notified().await,
+                let Some(turn) = &self.turn else {
+                    self.begin_turn().await?;
+                    continue;
+                };
+                if !turn.take(&mut self.found) {
+                    self.turn = None;
+                    continue;
                 }
-                continue;
+                if self.found.is_empty() {
+                    let ready = turn.ready.notified();
+                    match due {
+                        Some(due) => {
+                            let _ = tokio::time::timeout_at(due.into(), ready).await;
+                        }
+                        None => ready.await,
+                    }
+                    continue;
+                }
             }
             while !self.assembler.is_full()
                 && let Some(found) = self.found.pop_front()
             {
-                self.gather(found).await?;
+                if let Err(error) = self.gather(found).await {
+                    if self.assembler.is_empty() {
+                        return Err(error);
+                    }
+                    // What was gathered before it comes first.
+                    self.failed = Some(error);
+                    return self.assembler.cut(&mut self.ends).await;
+                }
             }
             tokio::task::yield_now().await;
         }
@@ -192,6 +279,7 @@ impl Scan {
         match found {
             Logged::Fetched(Fetched::Record(record)) => {
                 let (partition, offset) = (record.partition(), record.offset());
+                self.taken.raise(partition, offset + 1);
                 if offset < self.to.get(partition) {
                     self.assembler.push(record);
                 }
@@ -200,11 +288,16 @@ impl Scan {
                 }
             }
             // Compacted, aborted and control records leave no other trace.
-            Logged::End { partition, offset } if offset >= self.to.get(partition) => {
-                self.open.retain(|open| *open != partition);
+            Logged::End { partition, offset } => {
+                self.taken.raise(partition, offset);
+                if offset >= self.to.get(partition) {
+                    self.open.retain(|open| *open != partition);
+                }
             }
-            Logged::End { .. } => {}
-            Logged::OutOfRange { partition } => return Err(self.out_of_range(partition).await),
+            Logged::OutOfRange { partition } if self.open.contains(&partition) => {
+                self.check_range(partition).await?;
+            }
+            Logged::OutOfRange { .. } => {}
             // Of a range that was there, a topic that is not there is gone.
             Logged::Fetched(Fetched::Failed(error))
                 if is_passing(&error) && error.kind() != ErrorKind::NotFound =>
@@ -216,46 +309,37 @@ impl Scan {
         Ok(())
     }
 
-    async fn out_of_range(&mut self, partition: i32) -> Error {
-        let asked = Partition::new(self.topic.clone(), partition, None);
-        let Some(lent) = self.lent.take() else {
-            return Error::internal("a scan without a client");
-        };
-        let first =
-            blocking(move || lent.reader()?.offsets(&[asked], OffsetOf::Beginning, ASK_TIMEOUT));
-        let first = first.await.ok().and_then(|found| found.first()?.offset);
-        let first = first.map_or_else(String::new, |first| format!(", the first one is {first}"));
-        Error::new(
-            ErrorKind::OutOfRange,
-            format!(
-                "{}:{partition} does not have offset {} (any more){first}",
-                self.topic,
-                self.ends.get(partition)
-            ),
-        )
+    /// Whether what comes next is really not there. librdkafka may say so of what its client read before, in another turn;
+    /// then another turn goes on.
+    async fn check_range(&mut self, partition: i32) -> Result<()> {
+        let Some(turn) = self.turn.take() else { return Ok(()) };
+        let Some(Borrowed { reading, lent }) = turn.borrowed.lock().take() else { return Ok(()) };
+        let asked = [Partition::new(self.topic.clone(), partition, None)];
+        let range = blocking(move || {
+            drop(reading);
+            let ask = |of| -> Result<Option<i64>> {
+                let found = lent.reader()?.offsets(&asked, of, ASK_TIMEOUT)?;
+                Ok(found.first().and_then(|found| found.offset))
+            };
+            Ok((ask(OffsetOf::Beginning)?, ask(OffsetOf::End)?))
+        });
+        let (first, end) = range.await?;
+        let offset = self.taken.get(partition);
+        match (first, end) {
+            (Some(first), Some(end)) if (first..=end).contains(&offset) => Ok(()),
+            _ => Err(not_there(&self.topic, partition, offset, first)),
+        }
     }
 
-    /// Stops reading, which blocks.
-    async fn end(&mut self) {
-        let (reading, lent) = (self.reading.take(), self.lent.take());
-        let _ = blocking(move || {
-            drop(reading);
-            drop(lent);
-            Ok(())
-        })
-        .await;
+    fn end_turn(&mut self) {
+        if let Some(turn) = self.turn.take() {
+            turn.end();
+        }
     }
 }
 
 impl Drop for Scan {
     fn drop(&mut self) {
-        let (reading, lent) = (self.reading.take(), self.lent.take());
-        if reading.is_some() {
-            // A reader that goes in the middle must not block the thread that serves it.
-            tokio::task::spawn_blocking(move || {
-                drop(reading);
-                drop(lent);
-            });
-        }
+        self.end_turn();
     }
 }

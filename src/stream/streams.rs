@@ -1,6 +1,6 @@
 //! [`Streams`]: which topics are streams, and the clients that all of them share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,8 @@ pub struct Streams {
     /// Made when the first one is needed.
     clients: OnceLock<Arc<Clients>>,
     streams: Mutex<BTreeMap<Arc<str>, Entry>>,
+    /// Tells of each topic that was a stream when its last one has ended.
+    ended: Mutex<HashMap<Arc<str>, CancellationToken>>,
     stop: CancellationToken,
     runtime: Handle,
 }
@@ -101,6 +103,7 @@ impl Streams {
             pool,
             clients: OnceLock::new(),
             streams: Mutex::default(),
+            ended: Mutex::default(),
             stop: CancellationToken::new(),
             runtime,
         }))
@@ -148,8 +151,11 @@ impl Streams {
         let (settings, memory) = (self.settings.clone(), self.memory.clone());
         let stream = TopicStream::new(topic.clone(), settings, memory, &self.metrics);
         let attached = stream.attach();
-        streams.insert(topic, Entry { stream: stream.clone(), stays });
-        self.runtime.spawn(stream.feed(clients, self.formats.clone()));
+        streams.insert(topic.clone(), Entry { stream: stream.clone(), stays });
+        let mut ended = self.ended.lock();
+        ended.retain(|_, ended| !ended.is_cancelled());
+        let before = ended.insert(topic, stream.ended());
+        self.runtime.spawn(stream.feed(clients, self.formats.clone(), before));
         Ok(attached)
     }
 
@@ -169,7 +175,7 @@ impl Streams {
 
     fn end(&self, entry: &Entry) {
         entry.stream.close();
-        for reason in ["full", "old"] {
+        for reason in ["full", "old", "broken"] {
             let labels = [&**entry.stream.topic(), reason];
             let _ = self.metrics.stream_dropped_rows.remove_label_values(&labels);
         }
@@ -181,9 +187,16 @@ impl Streams {
         let mut looked: Option<Instant> = None;
         while self.stop.run_until_cancelled(tokio::time::sleep(TEND_INTERVAL)).await.is_some() {
             self.close_idle();
-            let is_due = looked.is_none_or(|looked| looked.elapsed() >= PATTERN_INTERVAL);
-            if !patterns.is_empty() && is_due {
-                looked = Some(Instant::now());
+            if looked.is_some_and(|looked| looked.elapsed() < PATTERN_INTERVAL) {
+                continue;
+            }
+            looked = Some(Instant::now());
+            for topic in self.failed() {
+                if let Err(error) = self.open(&topic).await {
+                    tracing::warn!(%topic, %error, "opening a stream again");
+                }
+            }
+            if !patterns.is_empty() {
                 if let Err(error) = self.open_matching(&patterns).await {
                     tracing::warn!(%error, "looking for topics that are to be streams");
                 }
@@ -205,6 +218,18 @@ impl Streams {
             tracing::info!(topic = %entry.stream.topic(), "nobody reads this stream: closed");
             self.end(entry);
         }
+    }
+
+    /// Topics that the configuration wants to be streams, and whose streams have failed; not because of a full window, which
+    /// stays so until somebody looks after it.
+    fn failed(&self) -> Vec<Arc<str>> {
+        let is_failed = |entry: &Entry| {
+            let failure = entry.stream.failure();
+            entry.stays && failure.is_some_and(|error| error.kind() != ErrorKind::Exhausted)
+        };
+        let streams = self.streams.lock();
+        let failed = streams.iter().filter(|(_, entry)| is_failed(entry));
+        failed.map(|(topic, _)| topic.clone()).collect()
     }
 
     async fn open_matching(&self, patterns: &[Regex]) -> Result<()> {
@@ -235,11 +260,19 @@ impl Streams {
         Cursor::new(self.sources(topic), Some(stream), from, None)
     }
 
-    /// The columns of the first records from `from` on; nothing is made or kept for it.
+    /// The columns of a topic of which nothing was seen.
+    ///
+    /// # Errors
+    /// Its formats cannot be had.
+    pub fn unseen(&self, topic: &str) -> Result<SchemaRef> {
+        Assembler::new(topic.into(), &self.formats, self.settings.cut)?.schema()
+    }
+
+    /// The columns of the first records from `from` on, if there are any; nothing is made or kept for it.
     ///
     /// # Errors
     /// The topic does not exist, or cannot be read.
-    pub async fn sample(&self, topic: &str, from: &Positions) -> Result<SchemaRef> {
+    pub async fn sample(&self, topic: &str, from: &Positions) -> Result<Option<SchemaRef>> {
         let ends = self.offsets(topic, OffsetOf::End).await?;
         let first = self.offsets(topic, OffsetOf::Beginning).await?;
         let mut from = from.clone();
@@ -253,10 +286,7 @@ impl Streams {
         while let Some(batch) = cursor.next().await? {
             schema = Some(batch.batch.schema());
         }
-        match schema {
-            Some(schema) => Ok(schema),
-            None => Assembler::new(topic.into(), &self.formats, self.settings.cut)?.schema(),
-        }
+        Ok(schema)
     }
 
     fn sources(&self, topic: &str) -> Sources {

@@ -74,8 +74,11 @@ pub struct TopicStream {
     changes: watch::Sender<u64>,
     stop: CancellationToken,
     readers: Mutex<Readers>,
+    /// Its task has ended, and reads nothing any more.
+    ended: CancellationToken,
     dropped_full: IntCounter,
     dropped_old: IntCounter,
+    dropped_broken: IntCounter,
 }
 
 struct Readers {
@@ -180,6 +183,7 @@ impl TopicStream {
         let dropped =
             |reason: &str| metrics.stream_dropped_rows.with_label_values(&[&*topic, reason]);
         let (dropped_full, dropped_old) = (dropped("full"), dropped("old"));
+        let dropped_broken = dropped("broken");
         Arc::new(Self {
             topic,
             settings,
@@ -187,8 +191,10 @@ impl TopicStream {
             changes: watch::Sender::new(0),
             stop: CancellationToken::new(),
             readers: Mutex::new(Readers { count: 0, since: Instant::now() }),
+            ended: CancellationToken::new(),
             dropped_full,
             dropped_old,
+            dropped_broken,
         })
     }
 
@@ -242,15 +248,38 @@ impl TopicStream {
         matches!(self.state.lock().phase, Phase::Failed(_) | Phase::Closed)
     }
 
+    /// Why it has ended by itself.
+    pub fn failure(&self) -> Option<Error> {
+        match &self.state.lock().phase {
+            Phase::Failed(error) => Some(error.clone()),
+            _ => None,
+        }
+    }
+
     fn count(&self, state: &mut State, evicted: Evicted) {
         state.dropped.full_rows += evicted.full_rows;
         state.dropped.old_rows += evicted.old_rows;
+        state.dropped.broken_rows += evicted.broken_rows;
         self.dropped_full.inc_by(evicted.full_rows);
         self.dropped_old.inc_by(evicted.old_rows);
+        self.dropped_broken.inc_by(evicted.broken_rows);
     }
 
-    /// Follows its topic until it is closed or fails.
-    pub(super) async fn feed(self: Arc<Self>, clients: Arc<Clients>, formats: Arc<Formats>) {
+    /// Cancelled when its task has ended.
+    pub(super) fn ended(&self) -> CancellationToken {
+        self.ended.clone()
+    }
+
+    /// Follows its topic until it is closed or fails, once `before` has ended, which read the topic with the same client.
+    pub(super) async fn feed(
+        self: Arc<Self>,
+        clients: Arc<Clients>,
+        formats: Arc<Formats>,
+        before: Option<CancellationToken>,
+    ) {
+        if let Some(before) = before {
+            before.cancelled().await;
+        }
         let ended = match self.run(&clients, formats).await {
             Ok(()) => Phase::Closed,
             Err(error) => {
@@ -258,8 +287,13 @@ impl TopicStream {
                 Phase::Failed(error)
             }
         };
-        self.state.lock().phase = ended;
+        let mut state = self.state.lock();
+        state.phase = ended;
+        // Who still wants what was there gets it from Kafka.
+        state.window.clear();
+        drop(state);
         self.changed();
+        self.ended.cancel();
     }
 
     async fn run(&self, clients: &Clients, formats: Arc<Formats>) -> Result<()> {
@@ -269,16 +303,24 @@ impl TopicStream {
         let mut feed = Feed {
             stream: self,
             assembler: Assembler::new(self.topic.clone(), &formats, self.settings.cut)?,
-            reading: Some(reading),
+            reading: Arc::new(Mutex::new(reading)),
             ready,
+            found: VecDeque::new(),
             partitions: 0,
             ends: Vec::new(),
             measured: Instant::now(),
         };
-        tokio::select! {
+        let ended = tokio::select! {
             () = self.stop.cancelled() => Ok(()),
             ended = feed.follow(clients) => ended,
-        }
+        };
+        let reading = feed.reading.clone();
+        blocking(move || {
+            reading.lock().stop();
+            Ok(())
+        })
+        .await?;
+        ended
     }
 
     /// Shows `look` the window; returns what the stream is doing, too.
@@ -326,10 +368,12 @@ fn starts_of(reader: &LogReader, partitions: &[Partition], start: Start) -> Resu
 struct Feed<'a> {
     stream: &'a TopicStream,
     assembler: Assembler,
-    /// `None` while librdkafka works on it, which blocks.
-    reading: Option<Reading>,
+    /// Locked for longer only by what may block, and that is waited for.
+    reading: Arc<Mutex<Reading>>,
     /// There is something to be taken.
     ready: Arc<Notify>,
+    /// What was taken, and is not in the assembler yet.
+    found: VecDeque<Logged>,
     /// How many partitions are read.
     partitions: i32,
     /// Ends that were reached behind what is in the assembler.
@@ -341,7 +385,6 @@ struct Feed<'a> {
 impl Feed<'_> {
     async fn follow(&mut self, clients: &Clients) -> Result<()> {
         let mut look = Instant::now();
-        let mut found = VecDeque::new();
         loop {
             if look <= Instant::now() {
                 look = Instant::now() + self.read_new_partitions(&clients.asker).await?;
@@ -357,12 +400,10 @@ impl Feed<'_> {
                 self.cut().await?;
                 continue;
             }
-            if found.is_empty()
-                && let Some(reading) = &mut self.reading
-            {
-                reading.take(&mut found);
+            if self.found.is_empty() {
+                self.reading.lock().take(&mut self.found);
             }
-            if found.is_empty() {
+            if self.found.is_empty() {
                 let mut until = due.unwrap_or(look).min(look);
                 if let Some(old) = self.stream.state.lock().window.oldest_until() {
                     until = until.min(old);
@@ -374,9 +415,9 @@ impl Feed<'_> {
                 continue;
             }
             while !self.assembler.is_full()
-                && let Some(found) = found.pop_front()
+                && let Some(found) = self.found.pop_front()
             {
-                self.gather(found).await?;
+                self.gather(found, &clients.asker).await?;
             }
             tokio::task::yield_now().await;
         }
@@ -406,17 +447,14 @@ impl Feed<'_> {
             Err(error) => return Err(error),
         };
         if !starts.is_empty() {
-            let Some(mut reading) = self.reading.take() else {
-                return Err(Error::internal("a stream without its reading"));
-            };
-            let begin = starts.clone();
-            let reading = blocking(move || {
-                for start in &begin {
-                    reading.start(&start.topic, start.partition, start.offset.unwrap_or(0))?;
-                }
-                Ok(reading)
-            });
-            self.reading = Some(reading.await?);
+            let (reading, begin) = (self.reading.clone(), starts.clone());
+            blocking(move || {
+                let mut reading = reading.lock();
+                begin.iter().try_for_each(|start| {
+                    reading.start(&start.topic, start.partition, start.offset.unwrap_or(0))
+                })
+            })
+            .await?;
             self.partitions += starts.len() as i32;
             let mut state = self.stream.state.lock();
             for start in &starts {
@@ -478,7 +516,7 @@ impl Feed<'_> {
         Ok(until)
     }
 
-    async fn gather(&mut self, found: Logged) -> Result<()> {
+    async fn gather(&mut self, found: Logged, asker: &Arc<LogReader>) -> Result<()> {
         match found {
             Logged::Fetched(Fetched::Record(record)) => self.assembler.push(record),
             Logged::Fetched(Fetched::Failed(error)) if is_passing(&error) => {
@@ -490,21 +528,53 @@ impl Feed<'_> {
                 self.stream.changed();
             }
             Logged::End { partition, offset } => self.ends.push((partition, offset)),
-            // Retention, or somebody, has deleted what comes next: readers are told by the offsets they get.
-            Logged::OutOfRange { partition } => self.begin_anew(partition).await?,
+            Logged::OutOfRange { partition } => self.begin_anew(partition, asker).await?,
         }
         Ok(())
     }
 
-    /// Goes on where a partition begins now.
-    async fn begin_anew(&mut self, partition: i32) -> Result<()> {
-        let Some(mut reading) = self.reading.take() else { return Ok(()) };
-        let reading = blocking(move || {
-            reading.restart(partition, OffsetOf::Beginning)?;
-            Ok(reading)
-        });
-        self.reading = Some(reading.await?);
-        tracing::warn!(topic = %self.stream.topic, partition, "records were deleted before they were read");
+    /// Goes on where a partition begins now: retention, or somebody, has deleted what comes next.
+    async fn begin_anew(&mut self, partition: i32, asker: &Arc<LogReader>) -> Result<()> {
+        if !self.assembler.is_empty() {
+            self.cut().await?;
+        }
+        let topic = self.stream.topic.clone();
+        let asked = Partition::new(topic.clone(), partition, None);
+        let (first, end) = loop {
+            let (asker, asked) = (asker.clone(), [asked.clone()]);
+            let ask = move || {
+                let ask = |of| -> Result<i64> {
+                    let found = asker.offsets(&asked, of, ASK_TIMEOUT)?;
+                    Ok(found.first().and_then(|found| found.offset).unwrap_or(0))
+                };
+                Ok((ask(OffsetOf::Beginning)?, ask(OffsetOf::End)?))
+            };
+            match blocking(ask).await {
+                Ok(range) => break range,
+                Err(error) if is_passing(&error) => {
+                    tracing::warn!(%topic, partition, %error, "cannot tell where to go on");
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let ended = self.stream.state.lock().window.ends().get(partition);
+        // librdkafka may say it of what its client has read before.
+        let is_there = (first..=end).contains(&ended);
+        let offset = if is_there { ended } else { first };
+        let reading = self.reading.clone();
+        blocking(move || reading.lock().restart(partition, offset)).await?;
+        // What was taken behind it comes again.
+        self.found.retain(|found| found.partition() != Some(partition));
+        if is_there {
+            return Ok(());
+        }
+        let mut state = self.stream.state.lock();
+        let evicted = state.window.break_off(partition, offset);
+        self.stream.count(&mut state, evicted);
+        drop(state);
+        self.stream.changed();
+        tracing::warn!(%topic, partition, ended, offset, "the log goes on elsewhere");
         Ok(())
     }
 

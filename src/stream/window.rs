@@ -1,6 +1,6 @@
 //! [`Window`]: the recent batches of one topic, each encoded once for all who read it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::encoded::EncodedBatch;
+
+/// What no offset is.
+const NOWHERE: i64 = -1;
 
 /// Offsets by partition: of the record that comes next in each. A partition beyond the end is at its beginning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +20,29 @@ impl Positions {
     /// From the offset of each partition, in their order.
     pub fn new(offsets: Vec<i64>) -> Self {
         Self(offsets)
+    }
+
+    /// Of some partitions; the others are nowhere until [`or`](Self::or) says where.
+    pub fn named(offsets: &BTreeMap<i32, i64>) -> Self {
+        let mut positions = Self::default();
+        for (partition, offset) in offsets {
+            while positions.0.len() < usize::try_from(*partition).unwrap_or(0) {
+                positions.0.push(NOWHERE);
+            }
+            positions.set(*partition, *offset);
+        }
+        positions
+    }
+
+    /// The same, and where a partition is nowhere, or beyond the end, what `other` says.
+    #[must_use]
+    pub fn or(&self, other: &Self) -> Self {
+        let count = self.0.len().max(other.0.len());
+        let of = |partition| match usize::try_from(partition).ok().and_then(|at| self.0.get(at)) {
+            Some(offset) if *offset != NOWHERE => *offset,
+            _ => other.get(partition),
+        };
+        Self((0..).take(count).map(of).collect())
     }
 
     /// The offset that comes next in `partition`.
@@ -62,7 +88,8 @@ impl Positions {
 
     /// `{"0": 42}`.
     pub fn to_json(&self) -> Value {
-        Value::Object(self.iter().map(|(number, next)| (number.to_string(), next.into())).collect())
+        let known = self.iter().filter(|(_, next)| *next != NOWHERE);
+        Value::Object(known.map(|(number, next)| (number.to_string(), next.into())).collect())
     }
 
     /// Whether no partition comes later in `other`.
@@ -110,6 +137,8 @@ pub struct Evicted {
     pub full_rows: u64,
     /// Rows that became too old.
     pub old_rows: u64,
+    /// Rows behind which the log of a partition broke off.
+    pub broken_rows: u64,
 }
 
 /// See the top of this file.
@@ -126,13 +155,28 @@ pub struct Window {
     rows: u64,
     limits: WindowLimits,
     memory: Arc<Memory>,
+    /// Where partitions began anew, in their order.
+    breaks: Vec<(i32, i64)>,
 }
+
+/// Breaks that a window remembers. A reader that was away for longer is told by Kafka.
+const BREAKS_MAX: usize = 1000;
 
 impl Window {
     /// An empty window at `starts`.
     pub fn new(starts: Positions, limits: WindowLimits, memory: Arc<Memory>) -> Self {
         let ends = starts.clone();
-        Self { batches: VecDeque::new(), first: 0, starts, ends, bytes: 0, rows: 0, limits, memory }
+        Self {
+            batches: VecDeque::new(),
+            first: 0,
+            starts,
+            ends,
+            bytes: 0,
+            rows: 0,
+            limits,
+            memory,
+            breaks: Vec::new(),
+        }
     }
 
     /// From where on it has everything.
@@ -207,6 +251,39 @@ impl Window {
     pub fn begin(&mut self, partition: i32, offset: i64) {
         self.starts.set(partition, offset);
         self.ends.set(partition, offset);
+    }
+
+    /// A partition goes on at `offset`, and not where it ended: retention was faster, or the topic was made anew. A window
+    /// has no gaps, so all batches leave.
+    pub fn break_off(&mut self, partition: i32, offset: i64) -> Evicted {
+        let evicted = Evicted { broken_rows: self.clear(), ..Evicted::default() };
+        self.begin(partition, offset);
+        if self.breaks.len() < BREAKS_MAX {
+            self.breaks.push((partition, offset));
+        }
+        evicted
+    }
+
+    /// How many breaks there were.
+    pub fn breaks(&self) -> usize {
+        self.breaks.len()
+    }
+
+    /// The first break after the first `known` ones that a reader at `positions` cannot read over: the partition, and where
+    /// it goes on.
+    pub fn break_behind(&self, known: usize, positions: &Positions) -> Option<(i32, i64)> {
+        let breaks = self.breaks.get(known..).unwrap_or_default();
+        breaks.iter().copied().find(|(partition, offset)| positions.get(*partition) > *offset)
+    }
+
+    /// Lets all batches go; returns their rows.
+    pub fn clear(&mut self) -> u64 {
+        let mut rows = 0;
+        while !self.batches.is_empty() {
+            rows += self.pop();
+        }
+        self.starts = self.ends.clone();
+        rows
     }
 
     /// Nothing but positions: what lay there was no record for readers.

@@ -18,7 +18,7 @@ use crate::decode::reject::{Meter, Reject};
 const FIXED_SIZE_MAX: i32 = 4_096;
 
 /// The type in which karrow hands out `data_type`: dictionaries, views and runs are spelled out; `None` for nulls.
-pub(super) fn plain_type(data_type: &DataType) -> Result<Option<DataType>, Reject> {
+pub(crate) fn plain_type(data_type: &DataType) -> Result<Option<DataType>, Reject> {
     Ok(Some(match data_type {
         DataType::Null => return Ok(None),
         // The inner one would be merged or copied for each piece of the outer one.
@@ -173,7 +173,7 @@ fn book(array: &dyn Array, slot: usize, meter: &mut Meter) -> Result<(), Reject>
 }
 
 /// Bytes that each slot takes, whatever is in it, when it is spelled out.
-pub(super) fn slot_bytes(data_type: &DataType) -> usize {
+pub(crate) fn slot_bytes(data_type: &DataType) -> usize {
     // Whether it is null takes a bit.
     let bytes = match data_type {
         DataType::Null | DataType::Boolean => 0,

@@ -37,7 +37,8 @@ const BODY_BYTES_MAX: usize = 3 << 20;
 /// There is no such topic, or no window; no broker answers.
 pub async fn plan(streams: &Arc<Streams>, request: &ReadRequest) -> Result<Vec<Ticket>> {
     let topic = &request.topic;
-    let stream = streams.get(topic);
+    // One that has ended holds nothing.
+    let stream = streams.get(topic).filter(|stream| !stream.has_ended());
     let from = match (&request.from, &stream) {
         (Some(Place::Earliest), _) | (None, None) => {
             streams.offsets(topic, OffsetOf::Beginning).await?
@@ -49,10 +50,13 @@ pub async fn plan(streams: &Arc<Streams>, request: &ReadRequest) -> Result<Vec<T
         }
         (Some(place), _) => {
             let from = at(streams, topic, place).await?;
-            if let Place::Positions(_) = place {
-                check_begin(topic, &from, &streams.offsets(topic, OffsetOf::End).await?)?;
+            match place {
+                Place::Positions(_) => {
+                    check_reached(topic, &from, &streams.offsets(topic, OffsetOf::End).await?)?;
+                    from.or(&streams.offsets(topic, OffsetOf::Beginning).await?)
+                }
+                _ => from,
             }
-            from
         }
     };
     let to = match &request.to {
@@ -64,11 +68,24 @@ pub async fn plan(streams: &Arc<Streams>, request: &ReadRequest) -> Result<Vec<T
         Some(place) => Some(at(streams, topic, place).await?),
         None => None,
     };
-    let schema = match stream.and_then(|stream| stream.view().schema) {
-        Some(schema) => schema,
+    let seen = match stream.and_then(|stream| stream.view().schema) {
+        Some(schema) => Some(schema),
         None => streams.sample(topic, &from).await?,
     };
-    let schema = promised(&schema, request.layout, &request.projection())?;
+    let projection = request.projection();
+    let schema = match &seen {
+        Some(schema) => {
+            let whole = in_layout(schema, request.layout)?;
+            if let Some(unknown) = unknown(whole.fields(), &projection) {
+                let why = format!("columns: topic '{topic}' has no column '{unknown}'");
+                return Err(Error::invalid(why));
+            }
+            whole
+        }
+        // What columns it will have is not known yet.
+        None => in_layout(&streams.unseen(topic)?, request.layout)?,
+    };
+    let schema = Arc::new(Schema::new(select(schema.fields(), &projection)));
     let ticket = Ticket {
         topic: topic.clone(),
         from,
@@ -108,8 +125,24 @@ async fn at(streams: &Streams, topic: &str, place: &Place) -> Result<Positions> 
     }
 }
 
+/// The first of the wanted columns that is not there.
+fn unknown(fields: &Fields, wanted: &Projection) -> Option<String> {
+    let missing = |name: &str| {
+        let (below, field) = (wanted.field(name)?, fields.find(name));
+        match field.map(|(_, field)| field.data_type()) {
+            _ if field.is_some() && below.is_all() => None,
+            Some(DataType::Struct(fields)) => {
+                unknown(fields, below).map(|rest| format!("{name}.{rest}"))
+            }
+            Some(_) => below.names().next().map(|rest| format!("{name}.{rest}")),
+            None => Some(name.to_owned()),
+        }
+    };
+    wanted.names().find_map(missing)
+}
+
 /// Whether a ticket is for a topic with so many partitions.
-fn check_partitions(ticket: &Ticket, count: i32) -> Result<()> {
+fn check_partitions(ticket: &Ticket, count: i64) -> Result<()> {
     let positions = |positions: &Positions| positions.iter().count() as i64;
     let named = [
         positions(&ticket.from),
@@ -117,7 +150,7 @@ fn check_partitions(ticket: &Ticket, count: i32) -> Result<()> {
         ticket.partition.map_or(0, |partition| i64::from(partition) + 1),
     ];
     match named.into_iter().max() {
-        Some(most) if most > i64::from(count) => Err(Error::invalid(format!(
+        Some(most) if most > count => Err(Error::invalid(format!(
             "no ticket: topic '{}' has {count} partitions, none with the number {}",
             ticket.topic,
             most - 1
@@ -126,8 +159,9 @@ fn check_partitions(ticket: &Ticket, count: i32) -> Result<()> {
     }
 }
 
-fn check_begin(topic: &str, from: &Positions, ends: &Positions) -> Result<()> {
-    match from.iter().find(|(partition, offset)| *offset > ends.get(*partition)) {
+/// Whether the topic reaches as far as `positions`.
+fn check_reached(topic: &str, positions: &Positions, ends: &Positions) -> Result<()> {
+    match positions.iter().find(|(partition, offset)| *offset > ends.get(*partition)) {
         None => Ok(()),
         Some((partition, offset)) => Err(Error::new(
             ErrorKind::OutOfRange,
@@ -145,13 +179,16 @@ pub(super) fn promised(
     layout: Layout,
     projection: &Projection,
 ) -> Result<SchemaRef> {
-    let empty = RecordBatch::new_empty(schema.clone());
-    let schema = match layout {
-        Layout::Struct => empty.schema(),
-        Layout::Flat => envelope::flat(&empty)?.schema(),
-    };
-    let fields = select(schema.fields(), projection);
-    Ok(Arc::new(Schema::new(fields)))
+    let schema = in_layout(schema, layout)?;
+    Ok(Arc::new(Schema::new(select(schema.fields(), projection))))
+}
+
+/// The columns that a stream has, in another layout.
+fn in_layout(schema: &SchemaRef, layout: Layout) -> Result<SchemaRef> {
+    match layout {
+        Layout::Struct => Ok(schema.clone()),
+        Layout::Flat => Ok(envelope::flat(&RecordBatch::new_empty(schema.clone()))?.schema()),
+    }
 }
 
 fn select(fields: &Fields, projection: &Projection) -> Fields {
@@ -197,7 +234,13 @@ pub async fn read(
     metrics: &Metrics,
     ticket: Ticket,
 ) -> Result<impl Stream<Item = Result<FlightData>> + Send + 'static> {
-    check_partitions(&ticket, streams.partition_count(&ticket.topic).await?)?;
+    let logged = streams.offsets(&ticket.topic, OffsetOf::End).await?;
+    check_partitions(&ticket, logged.iter().count() as i64)?;
+    // Of a topic that was made anew since, or of none.
+    check_reached(&ticket.topic, &ticket.from, &logged)?;
+    if let Some(to) = &ticket.to {
+        check_reached(&ticket.topic, to, &logged)?;
+    }
     let follows = ticket.to.is_none();
     let (mut from, mut to) = (ticket.from.clone(), ticket.to.clone());
     if let (Some(partition), Some(to)) = (ticket.partition, &mut to) {
@@ -279,8 +322,16 @@ impl Read {
         let fitted = self.fit.apply(source)?;
         let mut rows = source.num_rows();
         let mut is_changed = false;
+        let (partitions, offsets) = places(source)?;
+        // Several rows may be of one record, which a position is before or behind.
+        let is_first = |row: usize| {
+            row == 0
+                || partitions.value(row) != partitions.value(row - 1)
+                || offsets.value(row) != offsets.value(row - 1)
+        };
         if let Some(misfit) = fitted.first_misfit.filter(|_| self.follows) {
-            (rows, is_changed) = (misfit, true);
+            let begin = (0..=misfit).rev().find(|row| is_first(*row));
+            (rows, is_changed) = (begin.unwrap_or(misfit), true);
         }
         if let Some(left) = &mut self.left {
             if let Ok(max) = usize::try_from(*left)
@@ -308,9 +359,9 @@ impl Read {
         let mut at = 0;
         loop {
             let (size, message) = piece(&fitted.batch, at, rows - at, self.compression)?;
-            let (partitions, offsets) = places(source)?;
             for row in at..at + size {
-                ends.set(partitions.value(row), offsets.value(row) + 1);
+                let is_last = row + 1 == source.num_rows() || is_first(row + 1);
+                ends.set(partitions.value(row), offsets.value(row) + i64::from(is_last));
             }
             self.encoded.inc();
             at += size;

@@ -1,5 +1,6 @@
 //! [`ReadRequest`]: what a reader asks for, in a descriptor's command; and [`Ticket`], the same with every question answered.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{Schema, SchemaRef};
@@ -11,7 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::decode::envelope::Layout;
+use crate::decode::envelope::{Layout, check_columns};
 use crate::decode::projection::Projection;
 use crate::error::{Error, Result};
 use crate::stream::batch::{COMPRESSIONS, columns_of, compression};
@@ -213,6 +214,8 @@ impl Ticket {
         };
         let schema = STANDARD.decode(text("schema")?).map_err(|error| no_ticket(error.to_string()));
         let schema = schema_of(&schema?).map_err(|why| no_ticket(format!("schema: {why}")))?;
+        let layout = fields.get("layout").map_or(Ok(Layout::Struct), layout)?;
+        check_columns(&schema, layout).map_err(|why| no_ticket(format!("schema: {why}")))?;
         let positions =
             |name: &str| fields.get(name).map(|value| positions_of(name, value)).transpose();
         let partition = match fields.get("partition") {
@@ -231,7 +234,7 @@ impl Ticket {
             to: positions("to")?,
             partition,
             columns: fields.get("columns").cloned(),
-            layout: fields.get("layout").map_or(Ok(Layout::Struct), layout)?,
+            layout,
             limit: fields.get("limit").map(limit).transpose()?,
             compression: fields.get("compression").map(compression_name).transpose()?,
             schema,
@@ -276,18 +279,23 @@ fn place_json(place: &Place) -> Value {
     }
 }
 
+/// Positions of a ticket, which names all partitions.
 fn positions_of(name: &str, value: &Value) -> Result<Positions> {
+    named_positions(name, value).map(|positions| positions.or(&Positions::default()))
+}
+
+fn named_positions(name: &str, value: &Value) -> Result<Positions> {
     let wrong = || not(name, value, "offsets by partition");
-    let mut positions = Positions::default();
+    let mut named = BTreeMap::new();
     for (partition, offset) in value.as_object().ok_or_else(wrong)? {
         let partition: i32 = partition.parse().map_err(|_| wrong())?;
         let offset = offset.as_i64().filter(|offset| *offset >= 0).ok_or_else(wrong)?;
         if !(0..PARTITIONS_MAX).contains(&partition) {
             return Err(wrong());
         }
-        positions.set(partition, offset);
+        named.insert(partition, offset);
     }
-    Ok(positions)
+    Ok(Positions::named(&named))
 }
 
 /// More than any topic has; a position of a partition costs memory for all before it.
@@ -310,7 +318,7 @@ fn place(name: &str, value: &Value) -> Result<Place> {
                     let millis = millis.as_i64().filter(|millis| *millis >= 0);
                     millis.map(Place::Time).ok_or_else(wrong)
                 }
-                (_, Some(positions)) => positions_of(name, positions).map(Place::Positions),
+                (_, Some(positions)) => named_positions(name, positions).map(Place::Positions),
                 _ => Err(wrong()),
             }
         }
@@ -365,7 +373,8 @@ mod tests {
             r#"{"topic":"t","from":{"positions":{"1":7}},"to":"follow","columns":["offset"],"layout":"flat"}"#,
         )
         .expect("all of it is right");
-        let from = Place::Positions(Positions::new(vec![0, 7]));
+        // The other partition is where it begins, which is not always 0.
+        let from = Place::Positions(Positions::named(&BTreeMap::from([(1, 7)])));
         assert_eq!((request.from, request.to, request.layout), (Some(from), None, Layout::Flat));
         for (text, why) in [
             ("{}", "topic: the name of a topic is needed"),
@@ -432,8 +441,8 @@ mod tests {
     fn a_ticket_says_all_of_it() {
         let item = Field::new_list_field(DataType::Utf8, true);
         let schema = Schema::new(vec![
-            Field::new("offset", DataType::Int64, false),
-            Field::new("payload", DataType::List(Arc::new(item)), true),
+            Field::new("_offset", DataType::Int64, false),
+            Field::new("tags", DataType::List(Arc::new(item)), true),
         ]);
         let ticket = Ticket {
             topic: "t".to_owned(),

@@ -49,7 +49,7 @@ fn shown(stream: &TopicStream) -> Value {
         "readers": view.readers,
         "starts": view.starts.to_json(),
         "ends": view.ends.to_json(),
-        "dropped": {"full": view.dropped.full_rows, "old": view.dropped.old_rows},
+        "dropped": {"full": view.dropped.full_rows, "old": view.dropped.old_rows, "broken": view.dropped.broken_rows},
         "epoch": view.epoch,
         "columns": view.schema.as_ref().map(columns),
     })

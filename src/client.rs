@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::flags::client::{ClientCommand, ClientFlags};
 use crate::error::{Error, ErrorKind};
-use connection::Server;
+use connection::{PORT, Server};
 
 /// Why a command did not do all of what it was asked for.
 #[derive(Debug)]
@@ -48,11 +48,21 @@ impl Failure {
 /// One line each, which names the topic, the file or the server.
 pub async fn run(flags: ClientFlags, stop: CancellationToken) -> Result<(), Failure> {
     let server = until(&stop, Server::connect(&flags.server)).await?;
-    match flags.command {
-        ClientCommand::List(flags) => until(&stop, list::run(server, &flags)).await,
-        ClientCommand::Get(flags) => get::run(server, *flags, stop).await,
-        ClientCommand::Put(flags) => put::run(server, flags, stop).await,
-        ClientCommand::Actions(flags) => until(&stop, actions::run(server, flags)).await,
+    let done = match flags.command {
+        ClientCommand::List(flags) => until(&stop, list::run(server.clone(), &flags)).await,
+        ClientCommand::Get(flags) => get::run(server.clone(), *flags, stop.clone()).await,
+        ClientCommand::Put(flags) => put::run(server.clone(), flags, stop.clone()).await,
+        ClientCommand::Actions(flags) => until(&stop, actions::run(server.clone(), flags)).await,
+    };
+    match done {
+        // What another server makes of Flight's messages explains nothing.
+        Err(Failure::Failed(error)) if !stop.is_cancelled() && server.is_another().await => {
+            Err(Failure::failed(format!(
+                "{error}; {} is not Arrow Flight; karrow's port for it is {PORT}",
+                server.address()
+            )))
+        }
+        done => done,
     }
 }
 

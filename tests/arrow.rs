@@ -633,7 +633,7 @@ fn rows_that_cannot_be_messages_are_refused_whole() {
         (one("partition", Arc::new(Int64Array::from(vec![0, 1 << 40]))), "PROD partition: "),
         (
             one("partition", Arc::new(Int64Array::from(vec![0, 9]))),
-            "PROD row 2: topic 't' has no partition 9, but 1",
+            "PROD row 2: topic 't' has 1 partition, none with the number 9",
         ),
         (
             stream_of(vec![(

@@ -259,6 +259,70 @@ fn a_read_has_bounds() {
     }
 }
 
+#[test]
+fn what_a_read_begins_with_is_no_matter_of_others() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put_all("t", 0, (0..3).map(|n| n.to_string()));
+    let karrow = Karrow::with(&kafka, &["--topics", "t"], |_| {});
+    karrow.await_metric("karrow_streams{phase=\"live\"}", |count| count == 1.0);
+    let rows = |args: &[&str]| {
+        let line = [&["get", "t", "--output", "json"], args].concat();
+        run(&karrow, &line).json().len()
+    };
+    assert_eq!(rows(&[]), 3);
+    assert_eq!(rows(&["--from", "window"]), 0, "the stream has begun behind them");
+    let follow = Running::start(&karrow, &["get", "t", "--follow", "--output", "json"]);
+    kafka.put("t", 0, "3");
+    assert_eq!(follow.json()["offset"], json!(3));
+}
+
+#[test]
+fn bounds_that_hold_nothing_are_said() {
+    let (_kafka, karrow) = orders();
+    for (args, rows, said) in [
+        (&["--to", "0:100"][..], 3, "karrow: orders ends at 0:3, before --to\n"),
+        (&["--to", "0:3"], 3, ""),
+        (
+            &["--from", "0:2", "--to", "0:1"],
+            0,
+            "karrow: orders: nothing lies between --from and --to\n",
+        ),
+        (&["--from", "latest"], 0, ""),
+    ] {
+        let line = [&["get", "orders", "--output", "json"], args].concat();
+        let ran = run(&karrow, &line);
+        assert_eq!((ran.json().len(), ran.err.as_str()), (rows, said), "{args:?}");
+    }
+}
+
+#[test]
+fn a_read_that_fails_says_where_another_goes_on() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put("t", 0, "0");
+    let karrow = Karrow::with(&kafka, &["--when-full", "error", "--buffer-limit", "1"], |_| {});
+    let mut follow = Running::start(
+        &karrow,
+        &["get", "t", "--follow", "--from", "earliest", "--output", "json"],
+    );
+    assert_eq!(follow.json()["offset"], json!(0));
+    kafka.put("t", 0, "1");
+    follow.note("the window of 't' is full; --from 0:");
+    assert_eq!(follow.code(), 1);
+}
+
+#[cfg(feature = "embedded-broker")]
+#[test]
+fn topics_are_created() {
+    let karrow = Karrow::embedded(&[]);
+    for (body, said) in [
+        ("a", "karrow: topic a is created\n"),
+        (r#"{"topic": "b", "partitions": 2}"#, "karrow: topic b is created\n"),
+    ] {
+        let ran = run(&karrow, &["actions", "create-topic", body]);
+        assert_eq!((ran.text(), ran.err.as_str()), ("", said));
+    }
+}
+
 #[cfg(feature = "embedded-broker")]
 #[test]
 fn a_read_begins_at_a_time() {
@@ -266,9 +330,14 @@ fn a_read_begins_at_a_time() {
     let input = b"timestamp,a\n2023-11-14T22:13:20Z,1\n1700000001000,2\n1700000002000,3\n";
     let done = run_with(&karrow, &["put", "t", "--input", "csv"], input);
     assert_eq!(done.text(), "3 messages are stored in t\n");
-    for (place, expected) in
-        [("2023-11-14T22:13:21Z", 2), ("1700000001001", 1), ("1700000002001", 0), ("earliest", 3)]
-    {
+    for (place, expected) in [
+        ("2023-11-14T22:13:21Z", 2),
+        ("1700000001001", 1),
+        ("1700000002001", 0),
+        ("earliest", 3),
+        ("2023-11-14", 3),
+        ("2023-11-15", 0),
+    ] {
         let rows = run(&karrow, &["get", "t", "--from", place, "--output", "json"]).json();
         assert_eq!(rows.len(), expected, "{place}: {rows:?}");
     }
@@ -276,20 +345,44 @@ fn a_read_begins_at_a_time() {
 
 #[test]
 fn what_is_wrong_is_said_in_a_line() {
-    let (_kafka, karrow) = orders();
+    let (kafka, karrow) = orders();
     let error = |args: &[&str], code: i32| run(&karrow, args).error(code).to_owned();
     assert_eq!(
         error(&["get", "orders", "--columns", "offset,payload.prize", "--output", "json"], 64),
         "karrow: --columns: orders has no column 'payload.prize'; it has topic, partition, offset, timestamp, key, headers, payload.id, payload.who.name, error.message, error.key, error.payload"
     );
+    let price = ["get", "texts", "--columns", "payload.price", "--output", "json"];
+    kafka.create("texts", 1);
+    kafka.put("texts", 0, "text");
+    assert_eq!(
+        error(&price, 64),
+        "karrow: --columns: texts has no column 'payload.price'; it has topic, partition, offset, timestamp, key, headers, payload, error.message, error.key, error.payload; its payload was found to be Utf8, [topic.texts] payload = \"json\" in karrow.toml says otherwise"
+    );
+    assert!(error(&["get", "texts", "--columns", "price"], 64).contains("found to be Utf8"));
     assert!(error(&["get", "nosuch"], 1).contains("'nosuch'"));
     assert!(error(&["get", "orders", "--from", "5:1"], 64).contains("has 1 partitions"));
     assert!(error(&["get", "orders", "--output", "parquet"], 64).contains("--file"));
     let file = error(&["get", "orders", "-o", "/nosuch/file"], 1);
     assert!(file.starts_with("karrow: /nosuch/file: cannot create it: "), "{file}");
     assert!(error(&["actions", "nosuch"], 1).contains("nosuch"));
-    for args in [&["get", "a b"][..], &["get", "orders", "--from", "monday"], &["get"]] {
-        assert_eq!(run(&karrow, args).code, 64, "{args:?}");
+    for (args, why) in [
+        (&["get", "a b"][..], "no legal topic name"),
+        (&["get", "orders", "--from", "monday"], "none of earliest, latest, now, window"),
+        (&["get", "orders", "--from", "42"], "0:42"),
+        (&["get", "orders", "--to", "follow"], "--follow"),
+        (&["get", "orders", "--limit", "-1"], "'-1' is no number of rows"),
+        (&["get", "orders", "--columns", ""], "the name of a column is missing"),
+        (&["put", "orders", "--columns", "key,,payload"], "the name of a column is missing"),
+        (&["get"], "TOPIC"),
+    ] {
+        let ran = run(&karrow, args);
+        assert!(ran.code == 64 && ran.err.contains(why), "{args:?}: {}", ran.err);
+    }
+    for address in [karrow.http_addr(), karrow.resp_addr()] {
+        let other = command(&["list", "--server", &address.to_string()]).spawn().unwrap();
+        let other = finish(other);
+        let said = format!("; http://{address} is not Arrow Flight; karrow's port for it is 8815");
+        assert!(other.error(1).ends_with(&said), "{}", other.err);
     }
     let unreached = finish(command(&["list", "--server", "127.0.0.1:1"]).spawn().unwrap());
     let unreached = unreached.error(1);
@@ -342,7 +435,7 @@ fn messages_are_put() {
     let done = put(&["a", "--input", "json"], b"{\"x\":3}\n{\"x\":\n{\"x\":5}\n");
     assert_eq!(
         done.error(1),
-        "karrow: stdin: line 2: it is no JSON: EOF while parsing a value at character 5; 1 message is stored in a"
+        "karrow: stdin: line 2: it is no JSON: EOF while parsing a value at character 5; --input takes csv, arrow and parquet, too; 1 message is stored in a"
     );
     assert_eq!(kafka.values("a", 0).len(), 3);
 
@@ -371,8 +464,89 @@ fn messages_are_put() {
     let error = put(&["a", "--input", "arrow"], b"no arrow at all");
     assert!(error.error(1).starts_with("karrow: stdin: no Arrow stream: "));
     let error = put(&["c", "--input", "csv"], b"partition,name\n7,x\n");
-    let error = error.error(1);
-    assert!(error.contains("row 0") && error.ends_with("0 messages are stored in c"), "{error}");
+    assert_eq!(
+        error.error(1),
+        "karrow: row 0: topic 'c' has 2 partitions, none with the number 7; 0 messages are stored in c"
+    );
+}
+
+#[test]
+fn nothing_in_csv_is_null() {
+    let kafka = Kafka::with(&[("a", 1), ("b", 1)]);
+    let karrow = Karrow::start(&kafka);
+    let put = |topic: &str, input: &[u8]| {
+        run_with(&karrow, &["put", topic, "--input", "csv"], input).text().to_owned()
+    };
+    assert_eq!(put("a", b"key,x,y\n,,\"\"\n\"\",1,\n"), "2 messages are stored in a\n");
+    assert_eq!(
+        kafka.records("a", 0),
+        [(None, Some(br#"{"y":""}"#.to_vec())), (Some(Vec::new()), Some(br#"{"x":"1"}"#.to_vec())),]
+    );
+    put("b", b"key,payload\nk,\nk,\"\"\n");
+    let key = Some(b"k".to_vec());
+    assert_eq!(kafka.records("b", 0), [(key.clone(), None), (key, Some(Vec::new()))]);
+}
+
+#[test]
+fn the_name_of_a_file_says_what_it_holds() {
+    let (orders, karrow) = orders();
+    orders.create("wide", 2);
+    orders.create("narrow", 1);
+    for name in ["csv", "parquet", "arrow", "NDJSON", "txt"] {
+        orders.create(&format!("copy-{name}"), 1);
+    }
+    for (partition, value) in [(0, r#"{"a":1}"#), (1, r#"{"a":2}"#)] {
+        orders.put("wide", partition, value);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let begin = |name: &str| std::fs::read(path(name)).unwrap()[..4].to_vec();
+    for name in ["wide.parquet", "wide.arrow", "wide.csv", "wide.NDJSON", "wide.txt"] {
+        let done = run(&karrow, &["get", "wide", "-o", &path(name)]);
+        assert_eq!(done.text(), "", "{name}");
+    }
+    assert_eq!(begin("wide.parquet"), b"PAR1");
+    assert_eq!(begin("wide.arrow"), [0xff; 4]);
+    assert_eq!(begin("wide.csv"), b"_top");
+    assert_eq!(begin("wide.NDJSON"), b"{\"to");
+    assert_eq!(begin("wide.txt"), b"_par");
+    run(&karrow, &["get", "wide", "--output", "json", "-o", &path("json.csv")]).text();
+    assert_eq!(begin("json.csv"), b"{\"to", "what is said counts");
+
+    let put = |args: &[&str]| run(&karrow, &[&["put"], args].concat());
+    for name in ["parquet", "arrow"] {
+        let (topic, file) = (format!("copy-{name}"), path(&format!("wide.{name}")));
+        // What comes before the batch of the wrong row is stored.
+        let error = put(&["narrow", &file]);
+        let why = ": topic 'narrow' has 1 partition, none with the number 1; ";
+        assert!(error.error(1).contains(why), "{}", error.err);
+        let done = put(&[&topic, &file, "--columns", "payload,key"]);
+        assert_eq!(done.text(), format!("2 messages are stored in {topic}\n"));
+        let mut values = orders.values(&topic, 0);
+        values.sort_unstable();
+        assert_eq!(values, [br#"{"a":1}"#, br#"{"a":2}"#]);
+    }
+    let done = put(&["copy-csv", &path("wide.csv"), "--columns", "a"]);
+    assert_eq!(done.text(), "2 messages are stored in copy-csv\n");
+    assert_eq!(orders.end("copy-csv", 0), 2);
+    assert!(orders.values("copy-csv", 0).contains(&br#"{"a":"2"}"#.to_vec()));
+    let done = put(&["copy-NDJSON", &path("wide.NDJSON")]);
+    assert_eq!(done.text(), "2 messages are stored in copy-NDJSON\n");
+
+    // From a pipe as well.
+    let bytes = std::fs::read(path("wide.parquet")).unwrap();
+    let args = ["put", "copy-txt", "--input", "parquet", "--columns", "payload"];
+    assert_eq!(run_with(&karrow, &args, &bytes).text(), "2 messages are stored in copy-txt\n");
+
+    for (args, code, why) in [
+        (&["wide.parquet", "--input", "arrow"][..], 1, "it is a Parquet file, for --input parquet"),
+        (&["wide.txt"], 1, "--input takes csv, arrow and parquet, too"),
+        (&["wide.arrow", "--columns", "key,x"], 64, "wide.arrow has no column 'x'; it has topic, "),
+        (&["wide.NDJSON", "--columns", "a"], 64, "--columns: a line of JSON is sent as it is"),
+    ] {
+        let error = put(&[&["copy-txt", &path(args[0])], &args[1..]].concat());
+        assert!(error.error(code).contains(why), "{args:?}: {}", error.err);
+    }
 }
 
 #[test]

@@ -441,7 +441,7 @@ async fn what_is_put_is_popped() {
     let error = put(&mut client, path(), vec![beyond]).await.expect_err("no partition 9");
     assert_eq!(
         code(&error),
-        (Code::NotFound, "row 1: topic 't' has no partition 9, but 2".to_owned())
+        (Code::NotFound, "row 1: topic 't' has 2 partitions, none with the number 9".to_owned())
     );
     let negative: ArrayRef = Arc::new(Int32Array::from(vec![0, -1]));
     let ids: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));

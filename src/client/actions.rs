@@ -2,11 +2,11 @@
 
 use arrow_flight::{Action, ActionType, Empty};
 use futures::TryStreamExt;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::connection::Server;
 use super::output::{print, terminal_width};
-use super::{Failure, csv, table};
+use super::{Failure, csv, note, table};
 use crate::config::flags::client::{ActionsFlags, ListOutput};
 
 /// Lists the actions, or does one and prints its results, a line each.
@@ -20,7 +20,9 @@ pub async fn run(server: Server, flags: ActionsFlags) -> Result<(), Failure> {
         let actions: Vec<ActionType> = actions.try_collect().await.map_err(failure)?;
         return print(listed(&actions, flags.output).as_bytes());
     };
-    let action = Action { r#type: name, body: flags.body.unwrap_or_default().into() };
+    let body = flags.body.unwrap_or_default();
+    let created = (name == "create-topic").then(|| topic_of(&body));
+    let action = Action { r#type: name, body: body.into() };
     let mut results = server.client().do_action(action).await.map_err(failure)?.into_inner();
     while let Some(result) = results.try_next().await.map_err(failure)? {
         // As it is: what an action answers is its own affair.
@@ -28,7 +30,18 @@ pub async fn run(server: Server, flags: ActionsFlags) -> Result<(), Failure> {
         line.push(b'\n');
         print(&line)?;
     }
+    if let Some(topic) = created {
+        // The server answers nothing.
+        note(&format!("topic {topic} is created"));
+    }
     Ok(())
+}
+
+/// The topic that a body of create-topic names.
+fn topic_of(body: &str) -> String {
+    let fields: Option<Value> = serde_json::from_str(body).ok();
+    let topic = fields.as_ref().and_then(|fields| fields.get("topic")?.as_str());
+    topic.unwrap_or(body).to_owned()
 }
 
 fn listed(actions: &[ActionType], output: ListOutput) -> String {

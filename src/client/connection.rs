@@ -4,11 +4,23 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use arrow_flight::flight_service_client::FlightServiceClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::Failure;
 use crate::config::flags::client::ServerAddress;
+
+/// Where karrow serves Flight, unless told.
+pub const PORT: u16 = 8815;
+
+/// How HTTP/2 begins: its preface, and settings that say nothing.
+const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Deadline of an answer to that.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -54,6 +66,23 @@ impl Server {
     /// To call it. It connects anew when the connection is lost.
     pub fn client(&self) -> FlightServiceClient<Channel> {
         self.client.clone()
+    }
+
+    /// Whether something else than HTTP/2 answers there, and so no Flight. It takes a connection of its own to find out:
+    /// of another one's answers only the errors are known.
+    pub async fn is_another(&self) -> bool {
+        let address = self.address.trim_start_matches("http://");
+        let greet = async {
+            let mut stream = TcpStream::connect(address).await.ok()?;
+            stream.write_all(GREETING).await.ok()?;
+            let mut header = [0; 9];
+            // Settings come first: length, type 4, flags, stream 0.
+            Some(match stream.read_exact(&mut header).await {
+                Ok(_) => matches!(header, [_, _, _, 4, _, 0, 0, 0, 0]),
+                Err(_) => false,
+            })
+        };
+        timeout(GREETING_TIMEOUT, greet).await == Ok(Some(false))
     }
 
     /// What an answer that is an error means for the command.

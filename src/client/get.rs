@@ -12,8 +12,8 @@ use super::read::{Event, Read, plan, schema_of};
 use super::sink::Sink;
 use super::{Failure, note, until};
 use crate::config::flags::client::{GetFlags, GetOutput, LayoutFlag, PlaceFlag};
-use crate::decode::envelope::Layout;
-use crate::serve::flight::request::{Place, ReadRequest};
+use crate::decode::envelope::{ENVELOPE, Layout};
+use crate::serve::flight::request::{Place, ReadRequest, Ticket};
 use crate::stream::window::Positions;
 
 /// Names that an error lists.
@@ -30,6 +30,9 @@ pub async fn run(server: Server, flags: GetFlags, stop: CancellationToken) -> Re
     until(&stop, check_columns(&server, &request, &flags.columns, read.schema())).await?;
     let mut progress = Progress::new(read.first_ticket(), flags.file.is_some());
     let mut sink = Sink::open(&flags, read.schema())?;
+    if let Some(text) = read.first_ticket().and_then(|ticket| remark(&flags, ticket)) {
+        note(&text);
+    }
     let copied = copy(&mut read, &mut sink, &mut progress, &stop).await;
     progress.end();
     let finished = sink.finish();
@@ -41,16 +44,46 @@ pub async fn run(server: Server, flags: GetFlags, stop: CancellationToken) -> Re
     }
     match ended {
         Ended::Interrupted if !flags.follow => {
-            Err(Failure::failed(format!("interrupted, {topic} was not read to its end")))
+            let why = Failure::failed(format!("interrupted, {topic} was not read to its end"));
+            Err(going_on(why, read.positions()))
         }
         Ended::NewColumns => {
-            let from = read.positions().map(shown).unwrap_or_default();
-            Err(Failure::failed(format!(
-                "{topic}: its columns have changed, which this output has no way to show; what was read so far is whole, --from {from} reads on"
-            )))
+            let why = Failure::failed(format!(
+                "{topic}: its columns have changed, which this output has no way to show; what was read so far is whole"
+            ));
+            Err(going_on(why, read.positions()))
         }
+        Ended::Failed(why) => Err(going_on(why, read.positions())),
         Ended::AtEnd | Ended::Interrupted => Ok(()),
     }
+}
+
+/// The failure with the place where another read goes on, which is the end of what was written.
+fn going_on(failure: Failure, positions: Option<&Positions>) -> Failure {
+    match (failure, positions) {
+        (Failure::Failed(error), Some(positions)) => {
+            Failure::failed(format!("{error}; --from {} reads on", shown(positions)))
+        }
+        (failure, _) => failure,
+    }
+}
+
+/// What the user may not expect of the bounds as the plan has them.
+fn remark(flags: &GetFlags, ticket: &[u8]) -> Option<String> {
+    let Ticket { topic, from, to: Some(to), .. } = Ticket::parse(ticket).ok()? else { return None };
+    if let Some(PlaceFlag::Positions(wanted)) = &flags.to {
+        let early: Vec<String> = wanted
+            .iter()
+            .filter(|(partition, offset)| to.get(*partition) < *offset)
+            .map(|(partition, _)| format!("{partition}:{}", to.get(*partition)))
+            .collect();
+        if !early.is_empty() {
+            return Some(format!("{topic} ends at {}, before --to", early.join(",")));
+        }
+    }
+    // Whoever names one bound only may well ask for what is not there yet.
+    let is_empty = flags.from.is_some() && flags.to.is_some() && from.covers(&to);
+    is_empty.then(|| format!("{topic}: nothing lies between --from and --to"))
 }
 
 /// Why nothing more is read.
@@ -58,6 +91,8 @@ enum Ended {
     AtEnd,
     Interrupted,
     NewColumns,
+    /// It cannot be read any further; what was read is written.
+    Failed(Failure),
 }
 
 async fn copy(
@@ -68,16 +103,17 @@ async fn copy(
 ) -> Result<Ended, Failure> {
     loop {
         let event = tokio::select! {
-            event = read.next() => event?,
+            event = read.next() => event,
             () = stop.cancelled() => return Ok(Ended::Interrupted),
         };
         match event {
-            None => return Ok(Ended::AtEnd),
-            Some(Event::Rows(batch)) => {
+            Err(why) => return Ok(Ended::Failed(why)),
+            Ok(None) => return Ok(Ended::AtEnd),
+            Ok(Some(Event::Rows(batch))) => {
                 sink.write(&batch)?;
                 progress.add(&batch, read.positions());
             }
-            Some(Event::Columns(schema)) => {
+            Ok(Some(Event::Columns(schema))) => {
                 if !sink.change_columns(&schema) {
                     return Ok(Ended::NewColumns);
                 }
@@ -87,7 +123,7 @@ async fn copy(
 }
 
 fn check(flags: &GetFlags) -> Result<(), Failure> {
-    match flags.output {
+    match flags.output() {
         GetOutput::Parquet if flags.file.is_none() => {
             Err(Failure::usage("--output parquet needs a file, --file says which"))
         }
@@ -99,7 +135,7 @@ fn check(flags: &GetFlags) -> Result<(), Failure> {
 }
 
 fn request_of(flags: &GetFlags) -> ReadRequest {
-    let layout = flags.layout.unwrap_or(match flags.output {
+    let layout = flags.layout.unwrap_or(match flags.output() {
         GetOutput::Table | GetOutput::Csv => LayoutFlag::Flat,
         GetOutput::Json | GetOutput::Arrow | GetOutput::Parquet => LayoutFlag::Struct,
     });
@@ -108,8 +144,15 @@ fn request_of(flags: &GetFlags) -> ReadRequest {
         (Some(place), false) => Some(place_of(place)),
         (None, false) => Some(Place::Latest),
     };
+    let from = match (&flags.from, flags.follow) {
+        (Some(place), _) => Some(place_of(place)),
+        // The window of a stream, where there is one.
+        (None, true) => None,
+        // The same, whoever else reads the topic.
+        (None, false) => Some(Place::Earliest),
+    };
     ReadRequest {
-        from: flags.from.as_ref().map(place_of),
+        from,
         to,
         columns: (!flags.columns.is_empty()).then(|| json!(flags.columns)),
         layout: match layout {
@@ -155,15 +198,32 @@ async fn check_columns(
     };
     let whole = ReadRequest { columns: None, ..request.clone() };
     let info = plan(server, &whole).await.map_err(|status| server.failure(&status))?;
+    let schema = schema_of(server, &info)?;
     let mut names = Vec::new();
-    collect(schema_of(server, &info)?.fields(), "", &mut names);
+    collect(schema.fields(), "", &mut names);
     let more = if names.len() > NAMES_MAX { ", …" } else { "" };
     names.truncate(NAMES_MAX);
     Err(Failure::usage(format!(
-        "--columns: {} has no column '{missing}'; it has {}{more}",
+        "--columns: {} has no column '{missing}'; it has {}{more}{}",
         request.topic,
-        names.join(", ")
+        names.join(", "),
+        hint(&request.topic, schema.fields())
     )))
+}
+
+/// Why the fields of a payload are missing, where it has none.
+fn hint(topic: &str, fields: &Fields) -> String {
+    match fields.find("payload").map(|(_, field)| field.data_type()) {
+        // In the flat layout a field may have this name, too; then there are more columns.
+        Some(data_type) if !data_type.is_nested() && fields.len() == ENVELOPE.len() => {
+            // A bare dot would be a table in a table.
+            let key = if topic.contains('.') { format!("\"{topic}\"") } else { topic.to_owned() };
+            format!(
+                "; its payload was found to be {data_type}, [topic.{key}] payload = \"json\" in karrow.toml says otherwise"
+            )
+        }
+        _ => String::new(),
+    }
 }
 
 fn has(fields: &Fields, name: &str) -> bool {
@@ -215,5 +275,12 @@ mod tests {
         let mut names = Vec::new();
         collect(&fields, "", &mut names);
         assert_eq!(names, ["offset", "payload.price"]);
+        assert_eq!(hint("t", &fields), "");
+        let text: Fields =
+            ENVELOPE.iter().map(|name| Field::new(*name, DataType::Utf8, true)).collect();
+        assert_eq!(
+            hint("my.t", &text),
+            "; its payload was found to be Utf8, [topic.\"my.t\"] payload = \"json\" in karrow.toml says otherwise"
+        );
     }
 }

@@ -16,7 +16,7 @@ use tonic::Code;
 use super::connection::{Server, reason};
 use super::output::print;
 use super::{Failure, input};
-use crate::config::flags::client::PutFlags;
+use crate::config::flags::client::{PutFlags, PutInput};
 
 /// Batches that were read and not sent.
 const BATCHES_MAX: usize = 2;
@@ -42,11 +42,15 @@ impl Cause {
 /// # Errors
 /// The input's or the server's; how many messages are stored is said as well.
 pub async fn run(server: Server, flags: PutFlags, stop: CancellationToken) -> Result<(), Failure> {
-    let topic = flags.topic.0;
+    if flags.input() == PutInput::Json && !flags.columns.is_empty() {
+        return Err(Failure::usage(
+            "--columns: a line of JSON is sent as it is, it has no columns",
+        ));
+    }
+    let topic = flags.topic.0.clone();
     let (sender, mut batches) = mpsc::channel(BATCHES_MAX);
-    let (input, path) = (flags.input, flags.file);
     // A thread of its own, because nothing can wake it from reading stdin.
-    std::thread::spawn(move || input::read(input, &path, &sender));
+    std::thread::spawn(move || input::read(&flags, &sender));
 
     let first = tokio::select! {
         first = batches.recv() => first,

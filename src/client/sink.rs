@@ -45,7 +45,7 @@ impl Sink {
         };
         let broken = output.broken();
         let schema = schema.clone();
-        let form = match flags.output {
+        let form = match flags.output() {
             GetOutput::Table => {
                 let width = if flags.file.is_none() { terminal_width() } else { None };
                 Form::Table(Table::new(width, !flags.columns.is_empty()), output)

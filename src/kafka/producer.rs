@@ -421,9 +421,13 @@ impl Producer {
                     // Nobody knows; librdkafka will.
                     return Ok(());
                 }
+                let partitions = if count == 1 { "partition" } else { "partitions" };
                 return Err(SendError::Failed(Error::new(
                     ErrorKind::NotFound,
-                    format!("topic '{}' has no partition {partition}, but {count}", topic.name),
+                    format!(
+                        "topic '{}' has {count} {partitions}, none with the number {partition}",
+                        topic.name
+                    ),
                 )));
             }
             // It may have grown.

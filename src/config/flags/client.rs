@@ -1,10 +1,10 @@
 //! What is typed after `karrow client`.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use chrono::DateTime;
+use chrono::{DateTime, NaiveDate, NaiveTime};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::check_brokers;
@@ -15,6 +15,17 @@ Exit codes:
   0   done; also when the reader of stdout has gone, or ^C ended a follow
   1   failed: the server is not reached, a topic is not there, input is wrong, a bounded read was cut short
   64  the command line is wrong: a flag, the name of a topic, a column that is not there";
+
+const ACTION_BODIES: &str = r#"Examples:
+  karrow client actions health
+  karrow client actions list-topics
+  karrow client actions create-topic orders
+  karrow client actions create-topic '{"topic": "orders", "partitions": 4, "replication_factor": 3}'
+  karrow client actions ack '{"group": "readers", "name": "me", "acks": "orders:0:41,orders:1:7"}'
+  karrow client actions drop-stream orders"#;
+
+/// A number below this, of milliseconds since 1970, is before 1973: it was meant as something else.
+const MILLIS_MIN: i64 = 100_000_000_000;
 
 /// `karrow client`.
 #[derive(Debug, Args)]
@@ -48,7 +59,7 @@ pub enum ClientCommand {
     #[command(after_help = EXIT_CODES)]
     Put(PutFlags),
     /// List the server's actions, or do one
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = format!("{ACTION_BODIES}\n\n{EXIT_CODES}"))]
     Actions(ActionsFlags),
 }
 
@@ -78,21 +89,23 @@ pub struct GetFlags {
     #[arg(long, conflicts_with = "to")]
     pub follow: bool,
 
-    /// Where to begin: earliest, latest, window, a time (RFC 3339 or milliseconds since 1970), or offsets by partition
-    /// such as 0:42,1:7 [default: the window of a stream, else earliest]
-    #[arg(long, value_name = "PLACE")]
+    /// Where to begin: earliest, latest or now, window (of a stream), a time (2024-05-01, RFC 3339, or milliseconds since
+    /// 1970), or offsets by partition such as 0:42,1:7; partitions that are not named are read from their beginning
+    /// [default: earliest; with --follow the window of a stream, else earliest]
+    #[arg(long, value_name = "PLACE", value_parser = begin)]
     pub from: Option<PlaceFlag>,
 
-    /// Where to end, exclusive: the same, or now [default: now]
+    /// Where to end, exclusive: now, earliest, a time, or offsets by partition; nothing is read of partitions that are not
+    /// named [default: now]
     #[arg(long, value_name = "PLACE", value_parser = end)]
     pub to: Option<PlaceFlag>,
 
     /// Most rows
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limit, allow_negative_numbers = true)]
     pub limit: Option<u64>,
 
     /// Only these columns; dots lead into structs
-    #[arg(long, value_name = "A,B.C", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B.C", value_delimiter = ',', value_parser = column)]
     pub columns: Vec<String>,
 
     /// Whether the payload is one column or its fields are columns of their own, beside _topic, _offset and so on
@@ -101,9 +114,10 @@ pub struct GetFlags {
     pub layout: Option<LayoutFlag>,
 
     /// How rows are written: table fits the terminal; json is an object a line, with bytes that are no UTF-8 in base64
-    /// under <name>_base64, as csv has them; arrow is an IPC stream
-    #[arg(long, value_name = "FORMAT", default_value = "table")]
-    pub output: GetOutput,
+    /// under <name>_base64, as csv has them; arrow is an IPC stream [default: what the name of the file ends with, else
+    /// table]
+    #[arg(long, value_name = "FORMAT")]
+    pub output: Option<GetOutput>,
 
     /// Write to this file instead of stdout
     #[arg(short = 'o', long, value_name = "PATH")]
@@ -122,9 +136,13 @@ pub struct PutFlags {
 
     /// What the input is: json has a message a line, sent as it is; csv names its columns in the first line and makes a
     /// JSON object of each other one; arrow is an IPC stream or file. Columns key, headers, timestamp and partition are
-    /// used as such, payload is taken as it is
-    #[arg(long, value_name = "FORMAT", default_value = "json")]
-    pub input: PutInput,
+    /// used as such, payload is taken as it is [default: what the name of the file ends with, else json]
+    #[arg(long, value_name = "FORMAT")]
+    pub input: Option<PutInput>,
+
+    /// Send only these columns of csv, arrow and parquet; without partition, the key decides where a message goes
+    #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = column)]
+    pub columns: Vec<String>,
 }
 
 /// `karrow client actions`.
@@ -176,6 +194,39 @@ pub enum PutInput {
     Json,
     /// With a header.
     Csv,
+    /// A Parquet file.
+    Parquet,
+}
+
+impl GetFlags {
+    /// How rows are written, said or not.
+    pub fn output(&self) -> GetOutput {
+        let of_file = || match extension(self.file.as_deref()?).as_str() {
+            "json" | "ndjson" | "jsonl" => Some(GetOutput::Json),
+            "csv" => Some(GetOutput::Csv),
+            "arrow" | "arrows" => Some(GetOutput::Arrow),
+            "parquet" => Some(GetOutput::Parquet),
+            _ => None,
+        };
+        self.output.or_else(of_file).unwrap_or(GetOutput::Table)
+    }
+}
+
+impl PutFlags {
+    /// What the input is, said or not.
+    pub fn input(&self) -> PutInput {
+        self.input.unwrap_or_else(|| match extension(&self.file).as_str() {
+            "csv" => PutInput::Csv,
+            "arrow" | "arrows" => PutInput::Arrow,
+            "parquet" => PutInput::Parquet,
+            _ => PutInput::Json,
+        })
+    }
+}
+
+/// What the name of a file ends with.
+fn extension(path: &Path) -> String {
+    path.extension().and_then(|end| end.to_str()).unwrap_or_default().to_ascii_lowercase()
 }
 
 /// Where the fields of a payload go.
@@ -248,39 +299,65 @@ pub enum PlaceFlag {
     Positions(Vec<(i32, i64)>),
 }
 
-impl FromStr for PlaceFlag {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "earliest" => return Ok(Self::Earliest),
-            "latest" | "now" => return Ok(Self::Latest),
-            "window" => return Ok(Self::Window),
-            _ => {}
-        }
-        if let Ok(millis) = text.parse::<u64>()
-            && let Ok(millis) = i64::try_from(millis)
-        {
-            return Ok(Self::Time(millis));
-        }
-        if let Ok(time) = DateTime::parse_from_rfc3339(text) {
-            return match time.timestamp_millis() {
-                millis @ 0.. => Ok(Self::Time(millis)),
-                _ => Err(format!("'{text}' is before 1970")),
-            };
-        }
-        positions(text).map(Self::Positions).ok_or_else(|| {
-            format!(
-                "'{text}' is none of earliest, latest, window, a time (2024-05-01T00:00:00Z, or milliseconds) and offsets (0:42,1:7)"
-            )
-        })
-    }
+fn begin(text: &str) -> Result<PlaceFlag, String> {
+    place(text, "earliest, latest, now, window")
 }
 
 fn end(text: &str) -> Result<PlaceFlag, String> {
-    match text.parse()? {
-        PlaceFlag::Window => Err("a window is where a read begins".to_owned()),
-        place => Ok(place),
+    match text {
+        "follow" => Err("to go on with what comes, say --follow".to_owned()),
+        "window" => Err("a window is where a read begins".to_owned()),
+        _ => place(text, "now, latest, earliest"),
+    }
+}
+
+fn place(text: &str, words: &str) -> Result<PlaceFlag, String> {
+    match text {
+        "earliest" => return Ok(PlaceFlag::Earliest),
+        "latest" | "now" => return Ok(PlaceFlag::Latest),
+        "window" => return Ok(PlaceFlag::Window),
+        _ => {}
+    }
+    if let Ok(number) = text.parse::<u64>()
+        && let Ok(number) = i64::try_from(number)
+    {
+        return match number {
+            MILLIS_MIN.. => Ok(PlaceFlag::Time(number)),
+            _ => Err(format!(
+                "'{text}' would be a time before 1973; an offset has its partition in front, 0:{text}"
+            )),
+        };
+    }
+    if let Some(millis) = time(text) {
+        return match millis {
+            0.. => Ok(PlaceFlag::Time(millis)),
+            _ => Err(format!("'{text}' is before 1970")),
+        };
+    }
+    positions(text).map(PlaceFlag::Positions).ok_or_else(|| {
+        format!(
+            "'{text}' is none of {words}, a time (2024-05-01, 2024-05-01T12:00:00Z, or milliseconds) and offsets (0:42,1:7)"
+        )
+    })
+}
+
+/// A time, or a date for its beginning in UTC, in milliseconds since 1970.
+pub fn time(text: &str) -> Option<i64> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Some(time.timestamp_millis());
+    }
+    let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
+    Some(date.and_time(NaiveTime::MIN).and_utc().timestamp_millis())
+}
+
+fn limit(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("'{text}' is no number of rows, such as 10"))
+}
+
+fn column(name: &str) -> Result<String, String> {
+    match name {
+        "" => Err("the name of a column is missing".to_owned()),
+        name => Ok(name.to_owned()),
     }
 }
 
@@ -308,17 +385,40 @@ mod tests {
             ("earliest", PlaceFlag::Earliest),
             ("now", PlaceFlag::Latest),
             ("window", PlaceFlag::Window),
+            ("100000000000", PlaceFlag::Time(100_000_000_000)),
             ("1700000000000", PlaceFlag::Time(1_700_000_000_000)),
+            ("2023-11-14", PlaceFlag::Time(1_699_920_000_000)),
+            ("1970-01-01", PlaceFlag::Time(0)),
             ("2023-11-14T22:13:20Z", PlaceFlag::Time(1_700_000_000_000)),
             ("2023-11-14T23:13:20.5+01:00", PlaceFlag::Time(1_700_000_000_500)),
             ("0:42,1:7", PlaceFlag::Positions(vec![(0, 42), (1, 7)])),
         ] {
-            assert_eq!(text.parse(), Ok(expected), "{text}");
+            assert_eq!(begin(text), Ok(expected), "{text}");
         }
-        for text in ["", "yesterday", "0:1,0:2", "-1:3", "0:", "1.5", "-5", "1969-01-01T00:00:00Z"]
-        {
-            assert!(text.parse::<PlaceFlag>().is_err(), "{text}");
+        for (text, why) in [
+            ("42", "0:42"),
+            ("99999999999", "before 1973"),
+            ("1969-12-31", "before 1970"),
+            ("1969-01-01T00:00:00Z", "before 1970"),
+            ("yesterday", "earliest, latest, now, window, a time (2024-05-01, "),
+            ("2024-05-32", "is none of"),
+            ("follow", "is none of"),
+        ] {
+            let error = begin(text).expect_err(text);
+            assert!(error.contains(why), "{text}: {error}");
         }
+        for text in ["", "0:1,0:2", "-1:3", "0:", "1.5", "-5"] {
+            assert!(begin(text).is_err() && end(text).is_err(), "{text}");
+        }
+        for (text, why) in [
+            ("window", "begins"),
+            ("follow", "--follow"),
+            ("then", "now, latest, earliest, a time"),
+        ] {
+            let error = end(text).expect_err(text);
+            assert!(error.contains(why), "{text}: {error}");
+        }
+        assert_eq!(end("now"), Ok(PlaceFlag::Latest));
     }
 
     #[test]

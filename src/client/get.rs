@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal as _;
 
-use arrow::datatypes::{DataType, Fields, Schema};
+use arrow::datatypes::{DataType, Fields};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -26,8 +26,11 @@ const NAMES_MAX: usize = 50;
 pub async fn run(server: Server, flags: GetFlags, stop: CancellationToken) -> Result<(), Failure> {
     check(&flags)?;
     let request = request_of(&flags);
-    let mut read = until(&stop, Read::plan(server.clone(), request.clone())).await?;
-    until(&stop, check_columns(&server, &request, &flags.columns, read.schema())).await?;
+    let planned = until(&stop, Read::plan(server.clone(), request.clone())).await;
+    if let Err(Failure::Usage(_)) = &planned {
+        until(&stop, check_columns(&server, &request, &flags.columns)).await?;
+    }
+    let mut read = planned?;
     let mut progress = Progress::new(read.first_ticket(), flags.file.is_some());
     let mut sink = Sink::open(&flags, read.schema())?;
     if let Some(text) = read.first_ticket().and_then(|ticket| remark(&flags, ticket)) {
@@ -186,19 +189,18 @@ fn shown(positions: &Positions) -> String {
     pairs.collect::<Vec<_>>().join(",")
 }
 
-/// Refuses columns that the topic does not have, and names those that it has.
+/// Refuses columns that the topic does not have, as the server did, but names those that it has.
 async fn check_columns(
     server: &Server,
     request: &ReadRequest,
     columns: &[String],
-    schema: &Schema,
 ) -> Result<(), Failure> {
-    let Some(missing) = columns.iter().find(|name| !has(schema.fields(), name)) else {
-        return Ok(());
-    };
     let whole = ReadRequest { columns: None, ..request.clone() };
     let info = plan(server, &whole).await.map_err(|status| server.failure(&status))?;
     let schema = schema_of(server, &info)?;
+    let Some(missing) = columns.iter().find(|name| !has(schema.fields(), name)) else {
+        return Ok(());
+    };
     let mut names = Vec::new();
     collect(schema.fields(), "", &mut names);
     let more = if names.len() > NAMES_MAX { ", …" } else { "" };

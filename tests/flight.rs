@@ -829,7 +829,8 @@ async fn an_exchange_acks_whole_records() {
     );
     let karrow = Karrow::start(&kafka);
     let mut client = connect(&karrow).await;
-    let request = |topic: &str| json!({"group": "g", "name": "n", "topics": [topic]});
+    // Who joins a group again waits for it, so that each topic has one of its own.
+    let request = |topic: &str| json!({"group": topic, "name": "n", "topics": [topic]});
     // Reads from the record `first` on until `is_enough` of the rows seen; how many records were acked.
     let read = async |consumer: &mut Consumer, first: usize, is_enough: fn(usize) -> bool| {
         let (mut seen, mut done) = ([0; 3], first);

@@ -72,7 +72,7 @@ struct Put {
     incoming: Incoming,
     /// As it begins an IPC stream.
     schema: Vec<u8>,
-    /// By their ids, as they follow it there: each with the pieces that were added to it.
+    /// Those in use, by id, as they follow it there: each with the pieces that were added to it.
     dictionaries: Vec<(i64, Vec<u8>)>,
     /// Rows so far, so that errors name rows as the client counts them.
     rows: usize,
@@ -86,7 +86,8 @@ struct Put {
     unread: Option<Stored>,
 }
 
-/// Stores what comes by `incoming`, whose first message is `first`; a result for each batch, when all of it is stored.
+/// Stores what comes by `incoming`, whose first message is `first`; a result for each batch, when all of it is stored, or
+/// for several where they are not read.
 ///
 /// # Errors
 /// No topic is named, or there is no schema.

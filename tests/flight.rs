@@ -3,16 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow::array::{
+    ArrayRef, AsArray, DictionaryArray, Int32Array, Int64Array, RecordBatch, StringArray,
+};
 use arrow::datatypes::{DataType, Int32Type, Int64Type};
+use arrow::ipc::writer::{DictionaryHandling as IpcDictionaries, IpcWriteOptions, StreamWriter};
 use arrow_flight::decode::{DecodedPayload, FlightRecordBatchStream};
-use arrow_flight::encode::FlightDataEncoderBuilder;
+use arrow_flight::encode::{DictionaryHandling, FlightDataEncoderBuilder};
 use arrow_flight::error::FlightError;
-use arrow_flight::{Action, FlightClient, FlightData, FlightDescriptor, FlightInfo, Ticket};
+use arrow_flight::{
+    Action, FlightClient, FlightData, FlightDescriptor, FlightInfo, PutResult, Ticket,
+};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
-use tonic::Code;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use crate::support::{DEADLINE, Kafka, Karrow};
 
@@ -540,6 +545,10 @@ async fn an_exchange_is_a_session() {
     for (request, why) in [
         (json!({"group": "g", "topics": ["t"]}), "name is missing"),
         (json!({"group": "g", "name": "n", "topics": []}), "topics: a list of names is wanted"),
+        (
+            json!({"group": "g", "name": "m", "topics": ["a", "b", "a"]}),
+            "topics: 'a' is there twice",
+        ),
         (json!({"group": "a:b", "name": "n", "topics": ["t"]}), "group: 'a:b' has a colon"),
         (
             json!({"group": "g", "name": "m", "topics": ["t"], "x": 1}),
@@ -658,4 +667,269 @@ async fn streams_start_where_they_are_told() {
             (streams(&karrow)[0]["starts"] == starts).then_some(())
         });
     }
+}
+
+/// What a client sends to put `batches`.
+async fn messages(batches: Vec<RecordBatch>, options: IpcWriteOptions) -> Vec<FlightData> {
+    let data = FlightDataEncoderBuilder::new()
+        .with_flight_descriptor(Some(FlightDescriptor::new_path(vec!["t".to_owned()])))
+        .with_dictionary_handling(DictionaryHandling::Resend)
+        .with_options(options)
+        .build(stream::iter(batches.into_iter().map(Ok)));
+    data.try_collect().await.expect("encoded")
+}
+
+/// A karrow that takes messages of at most 64 KiB.
+fn with_small_messages(kafka: &Kafka) -> Karrow {
+    Karrow::with(kafka, &[], |config| {
+        config.flight.as_mut().expect("Flight is on").request_bytes_max = 1 << 16;
+    })
+}
+
+/// The outcome of a put of these messages.
+async fn put_messages(
+    client: &mut FlightClient,
+    messages: Vec<FlightData>,
+) -> Result<usize, (Code, String)> {
+    let results = async {
+        let results: Vec<_> =
+            client.do_put(stream::iter(messages.into_iter().map(Ok))).await?.try_collect().await?;
+        Ok(results.len())
+    };
+    in_time(results).await.map_err(|error: FlightError| code(&error))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_results_of_a_put_may_be_left_unread() {
+    // Their results are more than what is on the way between a server and a client that does not read.
+    const BATCHES: usize = 30_000;
+    let kafka = Kafka::with(&[("t", 1)]);
+    let karrow = Karrow::start(&kafka);
+    let row = |partition| {
+        let columns = ["id", "partition"]
+            .map(|name| (name, Arc::new(Int32Array::from(vec![partition])) as ArrayRef));
+        RecordBatch::try_from_iter(columns).expect("a batch")
+    };
+    let sent = messages(vec![row(0), row(9)], IpcWriteOptions::default()).await;
+    let [schema, good, bad] = <[FlightData; 3]>::try_from(sent).expect("three messages");
+    let put = async |behind: Vec<FlightData>| {
+        let address = format!("http://{}", karrow.flight_addr());
+        let channel = Channel::from_shared(address).expect("an address");
+        let channel = channel.initial_stream_window_size(1 << 16).connect().await;
+        let mut client = FlightClient::new(channel.expect("a connection"));
+        let (end, at_end) = tokio::sync::oneshot::channel();
+        let end = stream::once(async { end.send(()) }).filter_map(|_| async { None });
+        let batches = stream::iter(vec![good.clone(); BATCHES]);
+        let all = stream::iter([schema.clone()]).chain(batches).chain(stream::iter(behind));
+        let results = in_time(client.inner_mut().do_put(all.chain(end))).await.expect("an answer");
+        in_time(at_end).await.expect("all of it is taken");
+        in_time(results.into_inner().collect::<Vec<_>>()).await
+    };
+    let mut next = 0;
+    let mut check = |results: Vec<Result<PutResult, Status>>| {
+        assert!(results.len() < BATCHES, "one for each batch");
+        let first = next;
+        for result in results {
+            let result: Value =
+                serde_json::from_slice(&result.expect("no error").app_metadata).expect("JSON");
+            let rows = result["rows"].as_i64().expect("a number");
+            assert_eq!(result["offsets"], json!({"0": [next, next + rows - 1]}));
+            next += rows;
+        }
+        assert_eq!(next - first, BATCHES as i64);
+    };
+    check(put(vec![]).await);
+    // What is refused is said after what was stored, whatever comes behind it.
+    let mut results = put([vec![bad], vec![good.clone(); BATCHES]].concat()).await;
+    let error = results.pop().expect("a status").expect_err("refused");
+    assert_eq!(error.message(), "row 30000: topic 't' has no partition 9, but 1");
+    check(results);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_keeps_the_dictionaries_that_are_in_use() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let karrow = with_small_messages(&kafka);
+    let mut client = connect(&karrow).await;
+    let coded = |values: &[String], key: usize| -> ArrayRef {
+        let values = Arc::new(StringArray::from(values.to_vec()));
+        Arc::new(DictionaryArray::new(Int32Array::from(vec![key as i32]), values))
+    };
+    let batch = |columns: Vec<(&str, ArrayRef)>| RecordBatch::try_from_iter(columns).expect("one");
+    let values: Vec<String> = (0..10).map(|n| format!("{n:0>20000}")).collect();
+    let replaced: Vec<_> = values
+        .iter()
+        .map(|value| batch(vec![("payload", coded(std::slice::from_ref(value), 0))]))
+        .collect();
+    let sent = messages(replaced, IpcWriteOptions::default()).await;
+    assert_eq!(sent.len(), 1 + 10 + 10);
+    assert_eq!(put_messages(&mut client, sent).await, Ok(10));
+    let stored = |at: usize| -> Vec<String> {
+        let values = kafka.values("t", 0).split_off(at);
+        values.into_iter().map(|value| String::from_utf8(value).expect("UTF-8")).collect()
+    };
+    assert_eq!(stored(0), values);
+
+    // One that grows piece by piece is in use as a whole.
+    let grown: Vec<String> = (0..3).map(|n| format!("{n:0>10000}")).collect();
+    let pieces = (1..=3).map(|n| batch(vec![("payload", coded(&grown[..n], n - 1))])).collect();
+    let delta = IpcWriteOptions::default().with_dictionary_handling(IpcDictionaries::Delta);
+    let sent = messages(pieces, delta).await;
+    assert!(sent.iter().all(|message| message.data_body.len() < 20_000), "pieces");
+    assert_eq!(put_messages(&mut client, sent).await, Ok(3));
+    assert_eq!(stored(10), grown);
+
+    let large = coded(&["x".repeat(40_000)], 0);
+    let both = batch(vec![("key", large.clone()), ("payload", large)]);
+    let sent = messages(vec![both], IpcWriteOptions::default()).await;
+    let why = "dictionaries of more than 65536 bytes".to_owned();
+    assert_eq!(put_messages(&mut client, sent).await, Err((Code::InvalidArgument, why)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_over_the_limit_is_refused_by_name_and_counted_once() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let karrow = with_small_messages(&kafka);
+    let mut client = connect(&karrow).await;
+    let of_size = |size| {
+        let payload: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(size)]));
+        RecordBatch::try_from_iter([("payload", payload)]).expect("a batch")
+    };
+    let errors = || {
+        let name = "karrow_flight_errors_total{code=\"RESOURCE_EXHAUSTED\",rpc=\"DoPut\"}";
+        karrow.metric(name)
+    };
+    let mut sent = messages(vec![of_size(1), of_size(100_000)], IpcWriteOptions::default()).await;
+    let refused = |why: &str| Err((Code::ResourceExhausted, why.to_owned()));
+    let why = "topic 't': a message of more than 65536 bytes";
+    assert_eq!(put_messages(&mut client, sent.clone()).await, refused(why));
+    assert_eq!(kafka.end("t", 0), 1, "what came before it");
+    assert_eq!(errors(), 1.0);
+    sent[0].app_metadata = vec![0; 100_000].into();
+    let why = "a message of more than 65536 bytes";
+    assert_eq!(put_messages(&mut client, sent).await, refused(why));
+    assert_eq!(errors(), 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_is_counted() {
+    let kafka = Kafka::with(&[]);
+    let karrow = Karrow::start(&kafka);
+    let error = connect(&karrow).await.handshake("").await.expect_err("there are no users");
+    assert_eq!(code(&error).0, Code::Unimplemented);
+    for name in ["requests_total{", "errors_total{code=\"UNIMPLEMENTED\","] {
+        assert_eq!(karrow.metric(&format!("karrow_flight_{name}rpc=\"Handshake\"}}")), 1.0);
+    }
+}
+
+/// An Arrow stream as the payload of one record.
+fn payload(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
+    let batch = RecordBatch::try_from_iter(columns).expect("a batch");
+    let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
+    writer.write(&batch).expect("written");
+    writer.into_inner().expect("finished")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exchange_acks_whole_records() {
+    const ROWS: [usize; 3] = [1, 64, 1];
+    let kafka = Kafka::with(&[("t", 1), ("u", 1)]);
+    // Small as a record, and too large for one message as rows.
+    let values = Arc::new(StringArray::from(vec!["x".repeat(128 << 10)]));
+    kafka.put_all(
+        "t",
+        0,
+        ROWS.map(|rows| {
+            let keys = Int32Array::from(vec![0; rows]);
+            payload(vec![("text", Arc::new(DictionaryArray::new(keys, values.clone())))])
+        }),
+    );
+    let karrow = Karrow::start(&kafka);
+    let mut client = connect(&karrow).await;
+    // Who joins a group again waits for it, so that each topic has one of its own.
+    let request = |topic: &str| json!({"group": topic, "name": "n", "topics": [topic]});
+    // Reads from the record `first` on until `is_enough` of the rows seen; how many records were acked.
+    let read = async |consumer: &mut Consumer, first: usize, is_enough: fn(usize) -> bool| {
+        let (mut seen, mut done) = ([0; 3], first);
+        while !is_enough(seen.iter().sum()) {
+            let (batch, said) = consumer.next().await.expect("a batch");
+            for (_, offset) in places_of(&batch) {
+                assert!(offset as usize >= first, "{offset} was acked");
+                seen[offset as usize] += 1;
+            }
+            let before = done;
+            while done < 3 && seen[done] == ROWS[done] {
+                done += 1;
+            }
+            let acks = if done > before { format!("t:0:{}", done - 1) } else { String::new() };
+            assert_eq!(said, json!({"acks": acks}), "{seen:?}");
+        }
+        done
+    };
+    let mut consumer = Consumer::start(&mut client, request("t")).await.expect("a session");
+    // A part of the second record was handed out.
+    assert_eq!(read(&mut consumer, 0, |seen| seen > 1).await, 1);
+    let ack = FlightData { app_metadata: "t:0:0".into(), ..FlightData::default() };
+    consumer.acks.send(ack).expect("it is open");
+    while consumer.next().await.expect("an answer").1 != json!({"acked": 1}) {}
+    drop(consumer);
+    let start = async |client: &mut FlightClient, topic: &str| loop {
+        match Consumer::start(client, request(topic)).await {
+            Ok(consumer) => break consumer,
+            Err(error) => assert_eq!(code(&error).0, Code::FailedPrecondition, "{error}"),
+        }
+    };
+    let mut consumer = in_time(start(&mut client, "t")).await;
+    assert_eq!(read(&mut consumer, 1, |seen| seen == 65).await, 3);
+    drop(consumer);
+
+    // Rows that do not fit take those before them in their record along.
+    let ids = |ids: Vec<i64>| Arc::new(Int64Array::from(ids)) as ArrayRef;
+    kafka.put("u", 0, payload(vec![("id", ids(vec![0]))]));
+    let mut consumer = in_time(start(&mut client, "u")).await;
+    let (batch, said) = consumer.next().await.expect("a batch");
+    assert_eq!((places_of(&batch), said), (range(0, 0..1), json!({"acks": "u:0:0"})));
+    assert_eq!(consumer.ack("u:0:0").await, json!({"acked": 1}));
+    let more = Arc::new(StringArray::from(vec![None, Some("x")]));
+    kafka.put("u", 0, payload(vec![("id", ids(vec![1, 2])), ("more", more)]));
+    let (batch, said) = consumer.next().await.expect("the end");
+    assert_eq!((places_of(&batch), said), (vec![], json!({"acks": "", "schema_changed": true})));
+    assert!(consumer.next().await.is_none());
+    let mut consumer = in_time(start(&mut client, "u")).await;
+    let (batch, said) = consumer.next().await.expect("a batch");
+    assert_eq!((places_of(&batch), said), (vec![(0, 1), (0, 1)], json!({"acks": "u:0:1"})));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acks_before_the_first_batch_are_answered_behind_its_schema() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let karrow = Karrow::start(&kafka);
+    let mut client = connect(&karrow).await;
+    let message =
+        |acks: &str| FlightData { app_metadata: acks.to_owned().into(), ..FlightData::default() };
+    let request = json!({"group": "g", "name": "n", "topics": ["t"]});
+    let first = FlightData { flight_descriptor: Some(command(request)), ..message("") };
+    let (is_read, mut read) = tokio::sync::mpsc::unbounded_channel();
+    // They are there before the group has any partition for its member.
+    let sent = [first, message("oops"), message("t:0:0"), message("last")];
+    let sent = stream::iter(sent)
+        .chain(stream::once(async move { is_read.send(()) }).filter_map(|_| async { None }))
+        .chain(stream::pending());
+    let mut batches = said(client.do_exchange(sent.map(Ok)).await.expect("a session"));
+    in_time(read.recv()).await.expect("all of them are on their way");
+    kafka.put("t", 0, "x");
+    let mut found = Vec::new();
+    while found.len() < 4 {
+        let (batch, said) = in_time(batches.next()).await.expect("more").expect("no error");
+        found.push((batch.num_rows(), said));
+    }
+    assert_eq!(
+        found,
+        [
+            (0, json!({"error": "Cannot parse ack: 'oops'"})),
+            (0, json!({"error": "t:0 is not assigned to g:n"})),
+            (0, json!({"acked": 0})),
+            (1, json!({"acks": "t:0:0"})),
+        ]
+    );
 }

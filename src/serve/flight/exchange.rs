@@ -1,6 +1,6 @@
 //! DoExchange: a consumer session. Batches come down with the acks that cover them, acks go up.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -20,7 +20,7 @@ use super::status::status;
 use crate::config::formats::Format;
 use crate::decode::envelope::Layout;
 use crate::decode::projection::Projection;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::stream::acks::{Ack, parse_acks};
 use crate::stream::batch::{BatchOptions, acks_text};
 use crate::stream::drain::{Batch, Drain, Drained};
@@ -31,6 +31,9 @@ use crate::stream::session::{Pop, SessionName};
 
 /// Acks all that was handed out last, as in `RPUSH acks last`.
 const LAST: &[u8] = b"last";
+
+/// Metadata of a client whose answers wait for the first batch; beyond this it is not read before.
+const UNANSWERED_BYTES_MAX: usize = 64 << 10;
 
 /// What a consumer asks for, in the command of its descriptor.
 struct ExchangeRequest {
@@ -64,6 +67,10 @@ impl ExchangeRequest {
             .and_then(|topics| topics.iter().map(|topic| topic.as_str().map(Arc::from)).collect());
         let topics = topics.filter(|topics| !topics.is_empty());
         let topics = topics.ok_or_else(|| Error::invalid("topics: a list of names is wanted"))?;
+        let mut seen = HashSet::new();
+        if let Some(twice) = topics.iter().find(|topic| !seen.insert(*topic)) {
+            return Err(Error::invalid(format!("topics: '{twice}' is there twice")));
+        }
         let options = match fields.remove("options") {
             None => Map::new(),
             Some(Value::Object(options)) => options,
@@ -87,6 +94,10 @@ struct Exchange {
     /// Known from the first batch on.
     fit: Option<Fit>,
     ready: VecDeque<FlightData>,
+    /// They have the first batch's columns, as all messages have.
+    answers: Vec<Map<String, Value>>,
+    /// Bytes of what they answer.
+    unanswered_bytes: usize,
     last: Vec<Ack>,
     is_over: bool,
 }
@@ -130,6 +141,8 @@ pub fn exchange(
         stop: parts.stop.clone(),
         fit: None,
         ready: VecDeque::new(),
+        answers: Vec::new(),
+        unanswered_bytes: 0,
         last: Vec::new(),
         is_over: false,
     };
@@ -147,6 +160,7 @@ impl Exchange {
             }
             // Acks first, so that a client which is always behind gets its answers.
             while !self.is_over
+                && self.has_room()
                 && let Some(message) = self.incoming.next().now_or_never()
             {
                 self.take(message)?;
@@ -179,7 +193,7 @@ impl Exchange {
             };
             let came = tokio::select! {
                 () = self.stop.cancelled() => Came::Stop,
-                message = self.incoming.next() => Came::Message(message),
+                message = self.incoming.next(), if self.has_room() => Came::Message(message),
                 () = wait => Came::News,
             };
             match came {
@@ -200,18 +214,27 @@ impl Exchange {
         if came.app_metadata.is_empty() {
             return Ok(());
         }
-        let counted = self.ack(&came.app_metadata);
-        let Some(fit) = &self.fit else {
-            let error = Error::new(ErrorKind::Conflict, "there is nothing to be acked yet");
-            return Err(status(&counted.err().unwrap_or(error)));
-        };
-        let said = match counted {
+        self.unanswered_bytes += came.app_metadata.len();
+        self.answers.push(match self.ack(&came.app_metadata) {
             Ok(count) => Map::from_iter([("acked".to_owned(), json!(count))]),
             Err(error) => Map::from_iter([("error".to_owned(), json!(error.message()))]),
-        };
-        let empty = BatchMessage::new(&RecordBatch::new_empty(fit.schema().clone()), None);
-        let empty = empty.map_err(|error| status(&error))?;
-        self.ready.push_back(message(empty, said));
+        });
+        self.answer().map_err(|error| status(&error))
+    }
+
+    /// Whether there is room for an answer.
+    fn has_room(&self) -> bool {
+        self.ready.is_empty() && self.unanswered_bytes < UNANSWERED_BYTES_MAX
+    }
+
+    /// Makes messages of the answers, as soon as that can be done.
+    fn answer(&mut self) -> Result<()> {
+        let Some(fit) = &self.fit else { return Ok(()) };
+        for said in self.answers.drain(..) {
+            let empty = RecordBatch::new_empty(fit.schema().clone());
+            self.ready.push_back(message(BatchMessage::new(&empty, None)?, said));
+        }
+        self.unanswered_bytes = 0;
         Ok(())
     }
 
@@ -230,19 +253,26 @@ impl Exchange {
             let schema = promised(&rows.schema(), self.layout, &self.projection)?;
             self.ready.push_back(schema_message(&schema));
             self.fit = Some(Fit::new(schema, self.layout, self.projection.clone()));
+            self.answer()?;
         }
         let Some(fit) = &self.fit else { return Ok(()) };
         let fitted = fit.apply(&rows)?;
-        let fitting = fitted.first_misfit.unwrap_or(rows.num_rows());
         let (partitions, offsets) = places(&rows)?;
+        let place = |row| (partitions.value(row), offsets.value(row));
+        // A record may be several rows. Its ack is with the last one, and it comes again as a whole.
+        let ends_record = |row| row + 1 == rows.num_rows() || place(row) != place(row + 1);
+        let mut fitting = fitted.first_misfit.unwrap_or(rows.num_rows());
+        while fitting > 0 && !ends_record(fitting - 1) {
+            fitting -= 1;
+        }
         let mut at = 0;
         self.last.clear();
         loop {
             let compression = self.drain.options().compression;
             let (size, part) = piece(&fitted.batch, at, fitting - at, compression)?;
             let mut covered: Vec<Ack> = Vec::new();
-            for row in at..at + size {
-                let (partition, offset) = (partitions.value(row), offsets.value(row));
+            for row in (at..at + size).filter(|row| ends_record(*row)) {
+                let (partition, offset) = place(row);
                 match covered.last_mut().filter(|ack| ack.partition == partition) {
                     Some(ack) => ack.offset = offset,
                     None => covered.push(Ack { topic: topic.to_string(), partition, offset }),

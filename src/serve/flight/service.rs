@@ -13,7 +13,7 @@ use arrow_flight::{
 use arrow_ipc::writer::IpcWriteOptions;
 use futures::stream::{BoxStream, Stream, StreamExt, TryStreamExt, iter};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::actions::{self, act};
 use super::exchange::exchange;
@@ -23,7 +23,7 @@ use super::request::{ReadRequest, Ticket};
 use super::status::{code_name, status};
 use crate::config::KafkaOptions;
 use crate::decode::formats::Formats;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
 use crate::serve::glob;
@@ -132,7 +132,7 @@ impl Service {
 
     /// Counts a call and what goes wrong with it at once.
     fn counted<T>(&self, rpc: &str, answer: Result<T>) -> Answer<T> {
-        self.parts.metrics.flight_requests.with_label_values(&[rpc]).inc();
+        self.count_request(rpc);
         answer.map(Response::new).map_err(|error| {
             let status = status(&error);
             self.count_error(rpc, &status);
@@ -140,12 +140,16 @@ impl Service {
         })
     }
 
+    fn count_request(&self, rpc: &str) {
+        self.parts.metrics.flight_requests.with_label_values(&[rpc]).inc();
+    }
+
     fn count_error(&self, rpc: &str, status: &Status) {
         let code = code_name(status.code());
         self.parts.metrics.flight_errors.with_label_values(&[rpc, code]).inc();
     }
 
-    /// Counts what goes through a stream.
+    /// Counts what a call is answered with, and what goes wrong with it then.
     fn watched<T: Send + 'static>(
         &self,
         rpc: &'static str,
@@ -153,12 +157,19 @@ impl Service {
         size: fn(&T) -> usize,
     ) -> Messages<T> {
         let service = self.clone();
+        let count = move |status: &Status| service.count_error(rpc, status);
+        self.sized(rpc, messages, size).inspect_err(count).boxed()
+    }
+
+    /// Counts the bytes of what goes through a stream.
+    fn sized<T, S: Stream<Item = Result<T, Status>>>(
+        &self,
+        rpc: &str,
+        messages: S,
+        size: fn(&T) -> usize,
+    ) -> impl Stream<Item = Result<T, Status>> + use<T, S> {
         let bytes = self.parts.metrics.flight_bytes.with_label_values(&[rpc]);
-        let count = move |message: &Result<T, Status>| match message {
-            Ok(message) => bytes.inc_by(size(message) as u64),
-            Err(status) => service.count_error(rpc, status),
-        };
-        messages.inspect(count).boxed()
+        messages.inspect_ok(move |message| bytes.inc_by(size(message) as u64))
     }
 }
 
@@ -167,10 +178,22 @@ fn data_size(data: &FlightData) -> usize {
 }
 
 /// The first message of a client, and those behind it.
-async fn opened(request: Request<Streaming<FlightData>>) -> Result<(FlightData, Incoming)> {
-    let mut incoming = request.into_inner();
+async fn opened(
+    request: Request<Streaming<FlightData>>,
+    bytes_max: usize,
+) -> Result<(FlightData, Incoming)> {
+    let mut incoming = request.into_inner().map_err(move |status| match status.code() {
+        // What tonic says of a message over the limit, and of nothing else.
+        Code::OutOfRange => {
+            Status::resource_exhausted(format!("a message of more than {bytes_max} bytes"))
+        }
+        _ => status,
+    });
     match incoming.next().await {
         Some(Ok(first)) => Ok((first, incoming.boxed())),
+        Some(Err(status)) if status.code() == Code::ResourceExhausted => {
+            Err(Error::new(ErrorKind::Exhausted, status.message()))
+        }
         Some(Err(status)) => Err(Error::invalid(status.message())),
         None => Err(Error::invalid("the client has sent nothing")),
     }
@@ -221,7 +244,11 @@ impl FlightService for Service {
         &self,
         _: Request<Streaming<HandshakeRequest>>,
     ) -> Answer<Self::HandshakeStream> {
-        Err(Status::unimplemented("karrow knows no users, so there is nothing to agree upon"))
+        let status =
+            Status::unimplemented("karrow knows no users, so there is nothing to agree upon");
+        self.count_request("Handshake");
+        self.count_error("Handshake", &status);
+        Err(status)
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Answer<Self::ListFlightsStream> {
@@ -270,9 +297,11 @@ impl FlightService for Service {
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
         let putting = async {
-            let (first, incoming) = opened(request).await?;
-            let incoming = self.watched("DoPut", incoming, data_size);
-            put(self.parts.producer.clone(), &first, incoming, self.parts.request_bytes_max)
+            let bytes_max = self.parts.request_bytes_max;
+            let (first, incoming) = opened(request, bytes_max).await?;
+            // What breaks it is among the results.
+            let incoming = self.sized("DoPut", incoming, data_size).boxed();
+            put(self.parts.producer.clone(), &first, incoming, bytes_max)
         };
         let results = putting.await.map(|results| self.watched("DoPut", results, |_| 0));
         self.counted("DoPut", results)
@@ -283,7 +312,7 @@ impl FlightService for Service {
         request: Request<Streaming<FlightData>>,
     ) -> Answer<Self::DoExchangeStream> {
         let exchanging = async {
-            let (first, incoming) = opened(request).await?;
+            let (first, incoming) = opened(request, self.parts.request_bytes_max).await?;
             exchange(&self.parts, &first, incoming)
         };
         let messages =

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 pub struct Addresses {
     /// The Redis edge.
     pub resp: SocketAddr,
-    /// `/metrics`, `/livez`, `/readyz`; `None` when HTTP is off.
+    /// `/metrics`, `/v1/streams` and others; `None` when HTTP is off.
     pub http: Option<SocketAddr>,
     /// The Flight edge; `None` when it is off.
     pub flight: Option<SocketAddr>,
@@ -28,7 +28,7 @@ pub fn banner(at: &Addresses, topic: &str) -> String {
         line(&mut text, "Flight", &format!("grpc://{flight}"));
     }
     if let Some(http) = at.http {
-        line(&mut text, "HTTP", &format!("http://{http}/metrics  /livez  /readyz"));
+        line(&mut text, "HTTP", &format!("http://{http}/metrics  /v1/streams  /livez  /readyz"));
     }
     let cli = redis_cli(at.resp);
     let _ = write!(

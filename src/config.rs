@@ -262,16 +262,18 @@ fn streams_config(settings: &Settings, topics: Vec<String>) -> StreamsConfig {
     let bytes = |size: Option<ByteSize>, default| size.map_or(default, |ByteSize(bytes)| bytes);
     let (patterns, topics): (Vec<_>, Vec<_>) =
         topics.into_iter().partition(|name| name.starts_with('^'));
+    let window_bytes_max = bytes(settings.buffer_limit, 100 << 20);
     StreamsConfig {
         // They were checked when they were parsed.
         patterns: patterns.iter().filter_map(|pattern| Regex::new(pattern).ok()).collect(),
         topics,
         start: settings.start.unwrap_or_default(),
         rows_max: settings.batch_size.map_or(8_192, |Count(rows)| rows),
-        bytes_max: bytes(settings.batch_bytes, 1 << 20),
+        // A window of few batches would be far from full after one has left it.
+        bytes_max: bytes(settings.batch_bytes, 1 << 20).min(window_bytes_max / 4).max(1),
         linger: span(settings.batch_linger, Duration::from_millis(50)),
         age_max: span(settings.ttl, Duration::from_secs(60)),
-        window_bytes_max: bytes(settings.buffer_limit, 100 << 20),
+        window_bytes_max,
         memory_bytes_max: bytes(settings.memory_limit, 1 << 30),
         when_full: settings.when_full.unwrap_or_default(),
     }

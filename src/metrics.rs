@@ -74,7 +74,11 @@ pub struct Metrics {
     pub stream_lag: IntGaugeVec,
     /// Readers of a stream, by topic.
     pub stream_readers: IntGaugeVec,
-    /// Rows that left the window of a stream, by topic and reason (`full`, `old`).
+    /// Partitions that nothing is taken from, because their window is full, by topic.
+    pub stream_paused_partitions: IntGaugeVec,
+    /// Readers of ranges that no window has (`reading`, `waiting`).
+    pub range_readers: IntGaugeVec,
+    /// Rows that left the window of a stream, by topic and reason (`full`, `old`, `broken`).
     pub stream_dropped_rows: IntCounterVec,
     /// Rows of batches, by topic and format of the payload.
     pub decoded_rows: IntCounterVec,
@@ -270,9 +274,19 @@ impl Metrics {
                 "Readers of a stream.",
                 &["topic"],
             )?,
+            stream_paused_partitions: make.gauges(
+                "karrow_stream_paused_partitions",
+                "Partitions of a stream that nothing is taken from, because its window is full.",
+                &["topic"],
+            )?,
+            range_readers: make.gauges(
+                "karrow_range_readers",
+                "Readers of what no window has, with a Kafka client of their own or waiting for one.",
+                &["state"],
+            )?,
             stream_dropped_rows: make.counters(
                 "karrow_stream_dropped_rows_total",
-                "Rows that left the window of a stream: it was full, or they were old.",
+                "Rows that left the window of a stream: it was full, they were old, or the log went on elsewhere.",
                 &["topic", "reason"],
             )?,
             registry: registry.clone(),

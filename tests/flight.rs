@@ -350,12 +350,46 @@ async fn actions() {
     let known: Vec<_> =
         client.list_actions().await.expect("actions").try_collect().await.expect("all");
     let known: Vec<&str> = known.iter().map(|action| action.r#type.as_str()).collect();
-    assert_eq!(known, ["health", "list-topics", "create-topic", "ack", "drop-stream"]);
+    assert_eq!(
+        known,
+        ["health", "list-topics", "create-topic", "ack", "add-stream", "drop-stream"]
+    );
     assert_eq!(act(&mut client, "health", "").await, Ok(vec!["ok".to_owned()]));
     assert_eq!(act(&mut client, "list-topics", "").await, Ok(vec!["a".to_owned(), "b".to_owned()]));
     assert_eq!(act(&mut client, "drop-stream", "a").await, Ok(vec![]));
     let (code, why) = act(&mut client, "drop-stream", "a").await.expect_err("it is gone");
     assert_eq!((code, why.as_str()), (Code::NotFound, "topic 'a' is no stream"));
+    let missing = |why: &str| Err((Code::NotFound, why.to_owned()));
+    assert_eq!(act(&mut client, "add-stream", "b").await, Ok(vec![]));
+    assert_eq!(act(&mut client, "add-stream", "^new").await, Ok(vec![]));
+    let why = "topic 'nosuch' does not exist";
+    assert_eq!(act(&mut client, "add-stream", "nosuch").await, missing(why));
+    kafka.create("new1", 1);
+    let live = r#"{"phase":"live"}"#;
+    let listed = in_time(async {
+        loop {
+            let flights = client.list_flights("").await.expect("a list");
+            let flights: Vec<FlightInfo> = flights.try_collect().await.expect("all");
+            if flights.len() == 2 && flights.iter().all(|flight| flight.app_metadata == live) {
+                break flights;
+            }
+        }
+    });
+    let path = |info: &FlightInfo| info.flight_descriptor.as_ref().expect("a path").path.clone();
+    assert_eq!(listed.await.iter().map(path).collect::<Vec<_>>(), [["b"], ["new1"]]);
+    assert_eq!(act(&mut client, "drop-stream", "^new").await, Ok(vec![]));
+    let why = "no streams of '^new' are wanted";
+    assert_eq!(act(&mut client, "drop-stream", "^new").await, missing(why));
+    for (action, body, why) in [
+        ("add-stream", "^[", "'^[': regex parse error"),
+        ("add-stream", "a b", "illegal topic name 'a b'"),
+        ("add-stream", "", "add-stream: the body is empty"),
+        ("ack", "", "ack: the body is empty"),
+    ] {
+        let (code, said) = act(&mut client, action, body).await.expect_err("refused");
+        assert_eq!(code, Code::InvalidArgument);
+        assert!(said.starts_with(why), "{said}");
+    }
     let (code, why) = act(&mut client, "dance", "").await.expect_err("unknown");
     assert_eq!(code, Code::NotFound);
     assert!(why.starts_with("no action 'dance', but health, "), "{why}");
@@ -742,7 +776,7 @@ async fn the_results_of_a_put_may_be_left_unread() {
     // What is refused is said after what was stored, whatever comes behind it.
     let mut results = put([vec![bad], vec![good.clone(); BATCHES]].concat()).await;
     let error = results.pop().expect("a status").expect_err("refused");
-    assert_eq!(error.message(), "row 30000: topic 't' has no partition 9, but 1");
+    assert_eq!(error.message(), "row 30000: topic 't' has 1 partition, none with the number 9");
     check(results);
 }
 

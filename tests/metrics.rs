@@ -1,6 +1,7 @@
 //! Every metric moves.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::{FlightClient, FlightDescriptor};
@@ -70,6 +71,7 @@ fn every_metric_moves() {
     for gauge in ["window_bytes", "window_rows", "window_age_ms", "readers"] {
         karrow.await_metric(&format!("karrow_stream_{gauge}{{topic=\"s\"}}"), is_some);
     }
+    karrow.await_metric("karrow_stream_paused_partitions{topic=\"s\"}", is_some);
     look();
     kafka.put("s", 0, "second");
     karrow.await_metric("karrow_stream_lag_messages{topic=\"s\"}", is_some);
@@ -90,6 +92,23 @@ fn every_metric_moves() {
     assert_eq!(labelled("karrow_flight_errors_total", not_found), 1.0);
     drop(followed);
     look();
+    // A range that no window has, from a broker that takes its time.
+    runtime.block_on(async {
+        let mut flights = flights(&karrow).await;
+        let topic = FlightDescriptor::new_path(vec!["t".to_owned()]);
+        let plan = flights.get_flight_info(topic).await.expect("a plan");
+        let ticket = plan.endpoint[0].ticket.clone().expect("a ticket");
+        kafka.delay(Duration::from_millis(300));
+        let read = tokio::spawn(async move {
+            let batches = flights.do_get(ticket).await.expect("a stream");
+            batches.map(|batch| batch.expect("a batch").num_rows()).collect::<Vec<_>>().await
+        });
+        let reading = "karrow_range_readers{state=\"reading\"}";
+        tokio::task::block_in_place(|| karrow.await_metric(reading, is_some));
+        look();
+        kafka.delay(Duration::ZERO);
+        assert_eq!(read.await.expect("read").iter().sum::<usize>(), 3);
+    });
 
     let mut client = karrow.named("g:n");
     assert_eq!(metric("karrow_connections"), 1.0);

@@ -18,6 +18,7 @@ use karrow::stream::cursor::Cursor;
 use karrow::stream::streams::Streams;
 use karrow::stream::topic_stream::StreamSettings;
 use karrow::stream::window::{Memory, Positions, WindowLimits};
+use regex::Regex;
 
 use crate::support::{DEADLINE, Kafka};
 
@@ -290,4 +291,43 @@ async fn what_does_not_exist_is_said() {
     let error = error.expect_err("there is no such offset");
     assert_eq!(error.kind(), ErrorKind::OutOfRange);
     assert!(error.message().starts_with("t:0 does not have offset 10"), "{error}");
+}
+
+/// All that is in a topic which comes to be while karrow runs is new.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_to_be_later_is_streamed_from_its_beginning() {
+    let kafka = Kafka::with(&[("t", 1), ("other", 1)]);
+    put(&kafka, 0, 0..10);
+    let streams = streams(&kafka, StreamSettings { start: Start::Latest, ..SETTINGS });
+    let begun = async |topic: &str, start: i64| {
+        let view = || streams.get(topic).map(|stream| stream.view());
+        let is_there = || view().is_some_and(|view| view.starts == Positions::new(vec![start]));
+        let told = async {
+            while !is_there() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(DEADLINE, told).await;
+        assert!(in_time.is_ok(), "{topic}: {:?}", view());
+    };
+    streams.open("awaited").await.expect("a stream");
+    let patterns = ["^t", "^t.*", "^awa", "^t"].map(|names| Regex::new(names).expect("legal"));
+    patterns.into_iter().for_each(|names| streams.add_pattern(names));
+    tokio::spawn(streams.clone().tend());
+    begun("t", 10).await;
+    for topic in ["awaited", "t2"] {
+        kafka.create(topic, 1);
+        kafka.put_all(topic, 0, ["a", "b"]);
+    }
+    begun("awaited", 0).await;
+    begun("t2", 0).await;
+    // One that was dropped does not come again by itself.
+    assert!(streams.close("t2"));
+    assert!(streams.remove_pattern("^t") && !streams.remove_pattern("^t"));
+    kafka.create("t3", 1);
+    begun("t3", 0).await;
+    let names: Vec<String> =
+        streams.all().iter().map(|stream| stream.topic().to_string()).collect();
+    assert_eq!(names, ["awaited", "t", "t3"]);
+    streams.close_all();
 }

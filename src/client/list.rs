@@ -19,6 +19,9 @@ type Columns = Vec<(String, String)>;
 enum Entry {
     Stream {
         topic: String,
+        phase: String,
+        /// Why it has failed.
+        error: Option<String>,
         rows: i64,
         bytes: i64,
         columns: Columns,
@@ -67,16 +70,22 @@ fn entry(server: &Server, info: &FlightInfo) -> Result<Option<Entry>, Failure> {
     Ok(match path {
         // How much of it there is, is not known.
         Some([topic]) if info.total_records < 0 => Some(Entry::Topic(topic.clone())),
-        Some([topic]) => Some(Entry::Stream {
-            topic: topic.clone(),
-            rows: info.total_records,
-            bytes: info.total_bytes,
-            columns: match info.schema.is_empty() {
-                // It cannot be read now.
-                true => Columns::new(),
-                false => columns(schema_of(server, info)?.fields()),
-            },
-        }),
+        Some([topic]) => {
+            let said: Value = serde_json::from_slice(&info.app_metadata).unwrap_or_default();
+            let text = |name: &str| said[name].as_str().map(str::to_owned);
+            Some(Entry::Stream {
+                topic: topic.clone(),
+                phase: text("phase").unwrap_or_default(),
+                error: text("error"),
+                rows: info.total_records,
+                bytes: info.total_bytes,
+                columns: match info.schema.is_empty() {
+                    // It cannot be read now.
+                    true => Columns::new(),
+                    false => columns(schema_of(server, info)?.fields()),
+                },
+            })
+        }
         Some([sessions, group, name]) if sessions == "sessions" => {
             Some(Entry::Session { group: group.clone(), name: name.clone() })
         }
@@ -108,12 +117,15 @@ impl Entry {
 
     fn json(&self) -> Value {
         match self {
-            Self::Stream { topic, rows, bytes, columns } => {
+            Self::Stream { topic, phase, error, rows, bytes, columns } => {
                 let columns: Map<String, Value> = columns
                     .iter()
                     .map(|(name, data_type)| (name.clone(), data_type.as_str().into()))
                     .collect();
-                json!({ "kind": "stream", "topic": topic, "rows": rows, "bytes": bytes, "columns": columns })
+                json!({
+                    "kind": "stream", "topic": topic, "phase": phase, "error": error, "rows": rows, "bytes": bytes,
+                    "columns": columns,
+                })
             }
             Self::Topic(topic) => json!({ "kind": "topic", "topic": topic }),
             Self::Session { group, name } => {
@@ -127,25 +139,23 @@ fn as_table(entries: &[Entry], width: Option<usize>) -> String {
     let (mut topics, mut sessions) = (Vec::new(), Vec::new());
     for entry in entries {
         match entry {
-            Entry::Stream { topic, rows, bytes, columns } => {
-                let columns: Vec<String> = columns
-                    .iter()
-                    .map(|(name, data_type)| format!("{name}: {data_type}"))
-                    .collect();
-                topics.push(vec![
-                    topic.clone(),
-                    rows.to_string(),
-                    bytes.to_string(),
-                    columns.join(", "),
-                ]);
+            Entry::Stream { topic, phase, error, rows, bytes, columns } => {
+                let columns =
+                    columns.iter().map(|(name, data_type)| format!("{name}: {data_type}"));
+                let columns: Vec<String> = columns.collect();
+                let about = error.clone().unwrap_or_else(|| columns.join(", "));
+                let (rows, bytes) = (rows.to_string(), bytes.to_string());
+                topics.push(vec![topic.clone(), phase.clone(), rows, bytes, about]);
             }
             Entry::Topic(topic) => {
-                topics.push(vec![topic.clone(), String::new(), String::new(), String::new()]);
+                let mut line = vec![topic.clone()];
+                line.resize(5, String::new());
+                topics.push(line);
             }
             Entry::Session { group, name } => sessions.push(vec![group.clone(), name.clone()]),
         }
     }
-    let mut text = table::simple(&["topic", "rows", "bytes", "columns"], &topics, width);
+    let mut text = table::simple(&["topic", "stream", "rows", "bytes", "columns"], &topics, width);
     if !sessions.is_empty() {
         text.push('\n');
         text.push_str(&table::simple(&["session of group", "name"], &sessions, width));
@@ -155,20 +165,24 @@ fn as_table(entries: &[Entry], width: Option<usize>) -> String {
 
 fn as_csv(entries: &[Entry]) -> String {
     let mut text = String::new();
-    let mut line = |values: [Option<&str>; 6]| csv::write_line(values.into_iter(), &mut text);
-    let header = ["kind", "topic", "rows", "bytes", "columns", "session"];
+    let mut line = |values: [Option<&str>; 8]| csv::write_line(values.into_iter(), &mut text);
+    let header = ["kind", "topic", "phase", "error", "rows", "bytes", "columns", "session"];
     line(header.map(Some));
     for entry in entries {
         match entry {
-            Entry::Stream { topic, rows, bytes, columns } => {
+            Entry::Stream { topic, phase, error, rows, bytes, columns } => {
                 let names: Vec<&str> = columns.iter().map(|(name, _)| name.as_str()).collect();
                 let (rows, bytes, names) = (rows.to_string(), bytes.to_string(), names.join(","));
-                line([Some("stream"), Some(topic), Some(&rows), Some(&bytes), Some(&names), None]);
+                let error = error.as_deref();
+                let (rows, bytes, names) = (Some(&*rows), Some(&*bytes), Some(&*names));
+                line([Some("stream"), Some(topic), Some(phase), error, rows, bytes, names, None]);
             }
-            Entry::Topic(topic) => line([Some("topic"), Some(topic), None, None, None, None]),
+            Entry::Topic(topic) => {
+                line([Some("topic"), Some(topic), None, None, None, None, None, None]);
+            }
             Entry::Session { group, name } => {
                 let session = format!("{group}:{name}");
-                line([Some("session"), None, None, None, None, Some(&session)]);
+                line([Some("session"), None, None, None, None, None, None, Some(&session)]);
             }
         }
     }
@@ -197,21 +211,41 @@ mod tests {
         let columns =
             vec![("a".to_owned(), "Int64".to_owned()), ("b".to_owned(), "Utf8".to_owned())];
         let entries = [
-            Entry::Stream { topic: "orders".to_owned(), rows: 3, bytes: 420, columns },
+            Entry::Stream {
+                topic: "orders".to_owned(),
+                phase: "live".to_owned(),
+                error: None,
+                rows: 3,
+                bytes: 420,
+                columns,
+            },
+            Entry::Stream {
+                topic: "sad".to_owned(),
+                phase: "failed".to_owned(),
+                error: Some("why".to_owned()),
+                rows: 0,
+                bytes: 0,
+                columns: Columns::new(),
+            },
             Entry::Topic("quiet".to_owned()),
             Entry::Session { group: "g".to_owned(), name: "n".to_owned() },
         ];
         assert_eq!(
             as_csv(&entries),
-            "kind,topic,rows,bytes,columns,session\nstream,orders,3,420,\"a,b\",\ntopic,quiet,,,,\nsession,,,,,g:n\n"
+            "kind,topic,phase,error,rows,bytes,columns,session\n\
+             stream,orders,live,,3,420,\"a,b\",\n\
+             stream,sad,failed,why,0,0,\"\",\n\
+             topic,quiet,,,,,,\n\
+             session,,,,,,,g:n\n"
         );
         let table = as_table(&entries, Some(40));
-        assert!(table.contains("orders  3     420    a: Int64, b: U"), "{table}");
+        assert!(table.contains("orders  live    3     420    a: Int"), "{table}");
+        assert!(table.contains("sad     failed  0     0      why"), "{table}");
         assert!(table.lines().all(|line| line.chars().count() <= 40), "{table}");
         assert!(table.contains("session of group"), "{table}");
         assert_eq!(
             entries[0].json().to_string(),
-            r#"{"kind":"stream","topic":"orders","rows":3,"bytes":420,"columns":{"a":"Int64","b":"Utf8"}}"#
+            r#"{"kind":"stream","topic":"orders","phase":"live","error":null,"rows":3,"bytes":420,"columns":{"a":"Int64","b":"Utf8"}}"#
         );
     }
 }

@@ -2,6 +2,7 @@
 
 mod actions;
 mod exchange;
+mod pieces;
 mod put;
 mod read;
 pub mod request;

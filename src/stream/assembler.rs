@@ -119,12 +119,13 @@ impl Assembler {
                 )));
             }
             let (done, left) = rest.split_at(covered);
+            let starts = ends.clone();
             for of_one in done.chunk_by(|a, b| a.partition == b.partition) {
                 if let Some(last) = of_one.last() {
                     ends.set(last.partition, last.offset + 1);
                 }
             }
-            batches.push(EncodedBatch::new(&decoded.batch, ends.clone())?);
+            batches.push(EncodedBatch::new(&decoded.batch, starts, ends.clone())?);
             rest = left;
         }
         drop(views);

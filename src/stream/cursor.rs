@@ -46,11 +46,12 @@ pub struct Cursor {
     changes: Option<watch::Receiver<u64>>,
     scan: Option<Scan>,
     scanned: VecDeque<EncodedBatch>,
+    is_shared: bool,
 }
 
 /// What a window has for a cursor.
 enum Found {
-    Batch(Arc<EncodedBatch>, Positions),
+    Batch(Arc<EncodedBatch>),
     /// Nothing yet.
     Nothing,
     /// It begins there, which is later.
@@ -87,12 +88,18 @@ impl Cursor {
             changes,
             scan: None,
             scanned: VecDeque::new(),
+            is_shared: false,
         })
     }
 
     /// Where it is: behind all that it has handed out.
     pub fn positions(&self) -> &Positions {
         &self.positions
+    }
+
+    /// Whether the last batch is the window's own, which other readers get as well.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     /// The next batch; `None` when its end is reached, or the stream that it follows is closed.
@@ -103,6 +110,7 @@ impl Cursor {
         loop {
             if let Some(batch) = self.scanned.pop_front() {
                 self.positions.raise_all(&batch.ends);
+                self.is_shared = false;
                 return Ok(Some(Arc::new(batch)));
             }
             if let Some(scan) = &mut self.scan {
@@ -127,9 +135,8 @@ impl Cursor {
             }
             let (found, phase) = stream.look(|window| self.find(window));
             match found {
-                Found::Batch(batch, before) => {
-                    let batch = self.part_of(batch, &before)?;
-                    if let Some(batch) = batch {
+                Found::Batch(batch) => {
+                    if let Some(batch) = self.part_of(batch)? {
                         return Ok(Some(batch));
                     }
                 }
@@ -195,23 +202,15 @@ impl Cursor {
             return Found::Nothing;
         };
         self.number = Some(number + 1);
-        let before = match number.checked_sub(1).and_then(|number| window.batch(number)) {
-            Some(previous) => previous.ends.clone(),
-            None => window.starts().clone(),
-        };
-        Found::Batch(batch.clone(), before)
+        Found::Batch(batch.clone())
     }
 
-    /// The rows of `batch` that were not handed out and lie before the end; `None` if there are none. `before` is what lies
-    /// before the batch.
-    fn part_of(
-        &mut self,
-        batch: Arc<EncodedBatch>,
-        before: &Positions,
-    ) -> Result<Option<Arc<EncodedBatch>>> {
-        let is_new = before.covers(&self.positions);
+    /// The rows of `batch` that were not handed out and lie before the end; `None` if there are none.
+    fn part_of(&mut self, batch: Arc<EncodedBatch>) -> Result<Option<Arc<EncodedBatch>>> {
+        let is_new = batch.starts.covers(&self.positions);
         let is_within = self.until.as_ref().is_none_or(|until| until.covers(&batch.ends));
-        if is_new && is_within {
+        self.is_shared = is_new && is_within;
+        if self.is_shared {
             self.positions.raise_all(&batch.ends);
             return Ok(Some(batch));
         }
@@ -228,7 +227,8 @@ impl Cursor {
         };
         let wanted: BooleanArray =
             partitions.values().iter().zip(offsets.values()).map(is_wanted).map(Some).collect();
-        let mut ends = self.positions.clone();
+        let starts = self.positions.clone();
+        let mut ends = starts.clone();
         ends.raise_all(&batch.ends);
         if let Some(until) = &self.until {
             ends = ends.lower(until);
@@ -239,6 +239,58 @@ impl Cursor {
         }
         let part = filter_record_batch(&batch.batch, &wanted)
             .map_err(|error| Error::internal(error.to_string()))?;
-        Ok(Some(Arc::new(EncodedBatch::new(&part, ends)?)))
+        Ok(Some(Arc::new(EncodedBatch::new(&part, starts, ends)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch};
+
+    use super::*;
+    use crate::config::KafkaOptions;
+    use crate::config::formats::FormatsConfig;
+    use crate::kafka::options::ConsumerOptions;
+    use crate::stream::window::{Memory, WindowLimits};
+
+    fn batch(starts: &[i64], rows: &[(i32, i64)], ends: &[i64]) -> Arc<EncodedBatch> {
+        let partitions: ArrayRef = Arc::new(Int32Array::from_iter(rows.iter().map(|row| row.0)));
+        let offsets: ArrayRef = Arc::new(Int64Array::from_iter(rows.iter().map(|row| row.1)));
+        let columns = [("partition", partitions), ("offset", offsets)];
+        let rows = RecordBatch::try_from_iter(columns).expect("a batch");
+        let positions = |offsets: &[i64]| Positions::new(offsets.to_vec());
+        Arc::new(EncodedBatch::new(&rows, positions(starts), positions(ends)).expect("encoded"))
+    }
+
+    #[test]
+    fn a_batch_behind_what_is_no_record_is_shared() {
+        let (none, names) = (serde_json::Map::new(), KafkaOptions::new());
+        let options = ConsumerOptions::new(&names, &none, "c", "c").expect("options");
+        let cut = CutLimits { rows_max: 1, bytes_max: 1, linger: Duration::ZERO };
+        let formats = Formats::new(FormatsConfig::default(), None).expect("formats");
+        let pool = ReaderPool::new(options, 1);
+        let sources = Sources { topic: "t".into(), pool, formats: Arc::new(formats), cut };
+        let until = Positions::new(vec![100, 100]);
+        let mut cursor =
+            Cursor::new(sources, None, Positions::default(), Some(until)).expect("a cursor");
+        let limits = WindowLimits { bytes_max: usize::MAX, age_max: Duration::from_secs(60) };
+        let memory = Memory::new(usize::MAX);
+        let mut window = Window::new(Positions::new(vec![0, 0]), limits, memory);
+        let mut next = |window: &Window| match cursor.find(window) {
+            Found::Batch(batch) => cursor.part_of(batch).expect("a batch"),
+            _ => None,
+        };
+        let first = batch(&[0, 0], &[(0, 0), (0, 1)], &[2, 0]);
+        window.push(first.clone(), true);
+        assert!(next(&window).is_some_and(|batch| Arc::ptr_eq(&batch, &first)));
+        // The marker at the end of a transaction has an offset, too.
+        window.advance(0, 3);
+        assert!(next(&window).is_none());
+        let second = batch(&[3, 0], &[(0, 3), (1, 0)], &[4, 1]);
+        window.push(second.clone(), true);
+        assert!(next(&window).is_some_and(|batch| Arc::ptr_eq(&batch, &second)));
+        assert_eq!(cursor.positions(), &Positions::new(vec![4, 1]));
     }
 }

@@ -56,18 +56,20 @@ pub struct EncodedBatch {
     pub header: Bytes,
     /// Its body.
     pub body: Bytes,
-    /// What comes after it, in all partitions of the topic.
+    /// Where its topic was before it: everything that lies there was handed out by other batches.
+    pub starts: Positions,
+    /// Where its topic is after it.
     pub ends: Positions,
     /// When it was made.
     pub made: Instant,
 }
 
 impl EncodedBatch {
-    /// Encodes `batch`, after which its topic is at `ends`.
+    /// Encodes `batch`, which takes its topic from `starts` to `ends`.
     ///
     /// # Errors
     /// A type that IPC cannot carry, which no decoder makes.
-    pub fn new(batch: &RecordBatch, ends: Positions) -> Result<Self> {
+    pub fn new(batch: &RecordBatch, starts: Positions, ends: Positions) -> Result<Self> {
         let BatchMessage { header, body } = BatchMessage::new(batch, None)?;
         let message = root_as_message(&header).map_err(internal)?;
         let described = message
@@ -82,7 +84,7 @@ impl EncodedBatch {
             &MetadataVersion::V5,
         )
         .map_err(internal)?;
-        Ok(Self { batch, header, body, ends, made: Instant::now() })
+        Ok(Self { batch, header, body, starts, ends, made: Instant::now() })
     }
 
     /// What it takes in memory.
@@ -121,7 +123,8 @@ mod tests {
             ("nested", Arc::new(nested)),
         ];
         let batch = RecordBatch::try_from_iter(columns).expect("a batch");
-        let encoded = EncodedBatch::new(&batch, Positions::default()).expect("encoded");
+        let nowhere = Positions::default();
+        let encoded = EncodedBatch::new(&batch, nowhere.clone(), nowhere).expect("encoded");
         assert_eq!(encoded.batch, batch);
         let body = encoded.body.as_ptr_range();
         for column in encoded.batch.columns() {

@@ -1,6 +1,7 @@
 //! [`Scan`]: a range of a topic read from Kafka itself, from positions up to positions.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ pub struct ReaderPool {
     options: ConsumerOptions,
     idle: Mutex<Vec<LogReader>>,
     places: Arc<Semaphore>,
+    readers_max: usize,
+    waiting: AtomicUsize,
     /// Where the clients are that are not idle.
     turns: Mutex<Vec<Weak<Turn>>>,
 }
@@ -56,17 +59,47 @@ struct Turn {
     ready: Arc<Notify>,
 }
 
+/// Counts itself as long as it is there: who waits may be gone before it is their turn.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl ReaderPool {
     /// At most `readers_max` clients with these options.
     pub fn new(options: ConsumerOptions, readers_max: usize) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(readers_max));
-        Arc::new(Self { options, idle: Mutex::default(), places, turns: Mutex::default() })
+        Arc::new(Self {
+            options,
+            idle: Mutex::default(),
+            places,
+            readers_max,
+            waiting: AtomicUsize::new(0),
+            turns: Mutex::default(),
+        })
+    }
+
+    /// How many scans have a client, and how many wait for one.
+    pub fn users(&self) -> (usize, usize) {
+        let has_one = self.readers_max - self.places.available_permits();
+        (has_one, self.waiting.load(Ordering::Relaxed))
     }
 
     /// Waits until a client is free, for which the scan that has had one for longest may have to give its own.
     async fn lend(self: &Arc<Self>) -> Result<Lent> {
         let place = self.places.clone().acquire_owned();
         tokio::pin!(place);
+        let _waiting = Waiting::new(&self.waiting);
         let place = loop {
             match tokio::time::timeout(TURN / 4, &mut place).await {
                 Ok(place) => break place.map_err(|error| Error::internal(error.to_string()))?,

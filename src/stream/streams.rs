@@ -1,6 +1,6 @@
 //! [`Streams`]: which topics are streams, and the clients that all of them share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use super::scan::ReaderPool;
 use super::topic_stream::{ASK_TIMEOUT, Attached, StreamSettings, TopicStream};
 use super::window::{Memory, Positions};
 use crate::config::KafkaOptions;
+use crate::config::streams::Start;
 use crate::decode::formats::Formats;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::Partition;
@@ -56,6 +57,7 @@ pub struct Streams {
     /// Made when the first one is needed.
     clients: OnceLock<Arc<Clients>>,
     streams: Mutex<BTreeMap<Arc<str>, Entry>>,
+    patterns: Mutex<Vec<Pattern>>,
     /// Tells of each topic that was a stream when its last one has ended.
     ended: Mutex<HashMap<Arc<str>, CancellationToken>>,
     stop: CancellationToken,
@@ -73,8 +75,32 @@ pub(super) struct Clients {
 
 struct Entry {
     stream: Arc<TopicStream>,
-    /// The configuration asks for it, so it stays without readers.
+    /// Somebody has asked for it, so it stays without readers.
     stays: bool,
+}
+
+/// Topics whose names match are to be streams.
+struct Pattern {
+    names: Regex,
+    /// Those that were there when they were looked for last; `None` before that.
+    seen: Option<HashSet<String>>,
+}
+
+impl Pattern {
+    /// Topics that are to be streams now, of all that there are, and where they begin: what comes to be later is wanted as
+    /// a whole.
+    fn look(&mut self, topics: &[TopicInfo], start: Start) -> Vec<(String, Start)> {
+        let names = topics.iter().map(|topic| &topic.name);
+        let there: HashSet<String> =
+            names.filter(|name| self.names.is_match(name)).cloned().collect();
+        let (before, start) = match self.seen.take() {
+            Some(before) => (before, Start::Earliest),
+            None => (HashSet::new(), start),
+        };
+        let new = there.difference(&before).map(|name| (name.clone(), start)).collect();
+        self.seen = Some(there);
+        new
+    }
 }
 
 impl Streams {
@@ -103,6 +129,7 @@ impl Streams {
             pool,
             clients: OnceLock::new(),
             streams: Mutex::default(),
+            patterns: Mutex::default(),
             ended: Mutex::default(),
             stop: CancellationToken::new(),
             runtime,
@@ -119,6 +146,11 @@ impl Streams {
         self.streams.lock().values().map(|entry| entry.stream.clone()).collect()
     }
 
+    /// How many readers read ranges that no window has, and how many wait until they may.
+    pub fn range_readers(&self) -> (usize, usize) {
+        self.pool.users()
+    }
+
     /// Bytes in all windows.
     pub fn bytes(&self) -> usize {
         self.memory.used()
@@ -130,10 +162,27 @@ impl Streams {
     /// # Errors
     /// An illegal name, or librdkafka's options are.
     pub async fn open(&self, topic: &str) -> Result<Arc<TopicStream>> {
-        Ok(self.attach(topic, true).await?.share())
+        Ok(self.attach(topic, true, self.settings.start).await?.share())
     }
 
-    async fn attach(&self, topic: &str, stays: bool) -> Result<Attached> {
+    /// Makes streams of the topics whose names match, of each as soon as it exists; those that come later from their
+    /// beginning on.
+    pub fn add_pattern(&self, names: Regex) {
+        let mut patterns = self.patterns.lock();
+        if patterns.iter().all(|known| known.names.as_str() != names.as_str()) {
+            patterns.push(Pattern { names, seen: None });
+        }
+    }
+
+    /// Makes no more streams of topics that match this; those that it has made stay. Returns whether it was there.
+    pub fn remove_pattern(&self, names: &str) -> bool {
+        let mut patterns = self.patterns.lock();
+        let count = patterns.len();
+        patterns.retain(|pattern| pattern.names.as_str() != names);
+        patterns.len() < count
+    }
+
+    async fn attach(&self, topic: &str, stays: bool, start: Start) -> Result<Attached> {
         check_topic_name(topic)?;
         let clients = self.clients().await?;
         let mut streams = self.streams.lock();
@@ -148,7 +197,8 @@ impl Streams {
             return Ok(known.stream.attach());
         }
         let topic: Arc<str> = Arc::from(topic);
-        let (settings, memory) = (self.settings.clone(), self.memory.clone());
+        let settings = StreamSettings { start, ..self.settings.clone() };
+        let memory = self.memory.clone();
         let stream = TopicStream::new(topic.clone(), settings, memory, &self.metrics);
         let attached = stream.attach();
         streams.insert(topic.clone(), Entry { stream: stream.clone(), stays });
@@ -181,13 +231,15 @@ impl Streams {
         }
     }
 
-    /// Ends streams that nobody reads and the configuration does not name, and opens those whose topics match `patterns`,
-    /// until [all are closed](Self::close_all).
-    pub async fn tend(self: Arc<Self>, patterns: Vec<Regex>) {
+    /// Ends streams that nobody reads and nobody asked for, and opens those that match a pattern, until
+    /// [all are closed](Self::close_all).
+    pub async fn tend(self: Arc<Self>) {
         let mut looked: Option<Instant> = None;
         while self.stop.run_until_cancelled(tokio::time::sleep(TEND_INTERVAL)).await.is_some() {
             self.close_idle();
-            if looked.is_some_and(|looked| looked.elapsed() < PATTERN_INTERVAL) {
+            let is_new = |pattern: &Pattern| pattern.seen.is_none();
+            let is_due = looked.is_none_or(|looked| looked.elapsed() >= PATTERN_INTERVAL);
+            if !is_due && !self.patterns.lock().iter().any(is_new) {
                 continue;
             }
             looked = Some(Instant::now());
@@ -196,10 +248,8 @@ impl Streams {
                     tracing::warn!(%topic, %error, "opening a stream again");
                 }
             }
-            if !patterns.is_empty() {
-                if let Err(error) = self.open_matching(&patterns).await {
-                    tracing::warn!(%error, "looking for topics that are to be streams");
-                }
+            if let Err(error) = self.open_matching().await {
+                tracing::warn!(%error, "looking for topics that are to be streams");
             }
         }
     }
@@ -220,7 +270,7 @@ impl Streams {
         }
     }
 
-    /// Topics that the configuration wants to be streams, and whose streams have failed; not because of a full window, which
+    /// Topics that are wanted as streams, and whose streams have failed; not because of a full window, which
     /// stays so until somebody looks after it.
     fn failed(&self) -> Vec<Arc<str>> {
         let is_failed = |entry: &Entry| {
@@ -232,11 +282,17 @@ impl Streams {
         failed.map(|(topic, _)| topic.clone()).collect()
     }
 
-    async fn open_matching(&self, patterns: &[Regex]) -> Result<()> {
-        for topic in self.topics().await? {
-            let is_wanted = patterns.iter().any(|pattern| pattern.is_match(&topic.name));
-            if is_wanted && self.get(&topic.name).is_none() {
-                self.open(&topic.name).await?;
+    async fn open_matching(&self) -> Result<()> {
+        if self.patterns.lock().is_empty() {
+            return Ok(());
+        }
+        let topics = self.topics().await?;
+        let start = self.settings.start;
+        let look = |pattern: &mut Pattern| pattern.look(&topics, start);
+        let wanted: Vec<_> = self.patterns.lock().iter_mut().flat_map(look).collect();
+        for (topic, start) in wanted {
+            if let Err(error) = self.attach(&topic, true, start).await {
+                tracing::warn!(%topic, %error, "opening a stream");
             }
         }
         Ok(())
@@ -256,7 +312,7 @@ impl Streams {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn follow(&self, topic: &str, from: Positions) -> Result<Cursor> {
-        let stream = self.attach(topic, false).await?;
+        let stream = self.attach(topic, false, self.settings.start).await?;
         Cursor::new(self.sources(topic), Some(stream), from, None)
     }
 

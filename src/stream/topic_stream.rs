@@ -120,7 +120,8 @@ struct State {
     /// How many schemas there were.
     epoch: u64,
     dropped: Evicted,
-    lag: Option<i64>,
+    /// Where its partitions end, as far as Kafka has said.
+    log_ends: Vec<(i32, i64)>,
 }
 
 /// What a stream looks like from outside.
@@ -161,6 +162,14 @@ impl Phase {
             Self::Closed => "closed",
         }
     }
+
+    /// Why it has ended by itself, if it has.
+    pub fn failure(&self) -> Option<&Error> {
+        match self {
+            Self::Failed(error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 impl TopicStream {
@@ -178,7 +187,7 @@ impl TopicStream {
             schema: None,
             epoch: 0,
             dropped: Evicted::default(),
-            lag: None,
+            log_ends: Vec::new(),
         };
         let dropped =
             |reason: &str| metrics.stream_dropped_rows.with_label_values(&[&*topic, reason]);
@@ -216,6 +225,8 @@ impl TopicStream {
     /// A snapshot, without side effects.
     pub fn view(&self) -> StreamView {
         let state = self.state.lock();
+        let lag =
+            |(partition, end): &(i32, i64)| (end - state.window.ends().get(*partition)).max(0);
         StreamView {
             phase: state.phase.clone(),
             schema: state.schema.clone(),
@@ -226,7 +237,7 @@ impl TopicStream {
             bytes: state.window.bytes(),
             dropped: state.dropped,
             age: state.window.oldest_made().map(|made| made.elapsed()),
-            lag: state.lag,
+            lag: (!state.log_ends.is_empty()).then(|| state.log_ends.iter().map(lag).sum()),
             readers: self.readers.lock().count,
         }
     }
@@ -250,10 +261,7 @@ impl TopicStream {
 
     /// Why it has ended by itself.
     pub fn failure(&self) -> Option<Error> {
-        match &self.state.lock().phase {
-            Phase::Failed(error) => Some(error.clone()),
-            _ => None,
-        }
+        self.state.lock().phase.failure().cloned()
     }
 
     fn count(&self, state: &mut State, evicted: Evicted) {
@@ -307,8 +315,9 @@ impl TopicStream {
             ready,
             found: VecDeque::new(),
             partitions: 0,
+            was_missing: false,
             ends: Vec::new(),
-            measured: Instant::now(),
+            looked: Instant::now(),
         };
         let ended = tokio::select! {
             () = self.stop.cancelled() => Ok(()),
@@ -376,10 +385,12 @@ struct Feed<'a> {
     found: VecDeque<Logged>,
     /// How many partitions are read.
     partitions: i32,
+    /// Its topic did not exist when it was looked for.
+    was_missing: bool,
     /// Ends that were reached behind what is in the assembler.
     ends: Vec<(i32, i64)>,
-    /// When the lag was looked at last.
-    measured: Instant,
+    /// When the ends of its partitions were looked at last.
+    looked: Instant,
 }
 
 impl Feed<'_> {
@@ -389,7 +400,7 @@ impl Feed<'_> {
             if look <= Instant::now() {
                 look = Instant::now() + self.read_new_partitions(&clients.asker).await?;
             }
-            self.measure_lag(&clients.log);
+            self.look_at_ends(&clients.log);
             self.expire();
             if let Some(until) = self.wait_for_room()? {
                 tokio::time::sleep_until(until.min(look).into()).await;
@@ -427,8 +438,9 @@ impl Feed<'_> {
     async fn read_new_partitions(&mut self, asker: &Arc<LogReader>) -> Result<Duration> {
         let (topic, known) = (self.stream.topic.clone(), self.partitions);
         let is_first = known == 0;
-        // A partition that comes later is new, so that all of it is.
-        let start = if is_first { self.stream.settings.start } else { Start::Earliest };
+        // All that is in a partition that comes later is new.
+        let is_new = !is_first || self.was_missing;
+        let start = if is_new { Start::Earliest } else { self.stream.settings.start };
         let (asked, asking) = (asker.clone(), topic.clone());
         let ask = move || {
             let count = asked.partition_count(&asking, ASK_TIMEOUT)?;
@@ -438,7 +450,10 @@ impl Feed<'_> {
             if new.is_empty() { Ok(new) } else { starts_of(&asked, &new, start) }
         };
         let starts = match blocking(ask).await {
-            Ok(starts) if starts.is_empty() && is_first => return Ok(RETRY_INTERVAL),
+            Ok(starts) if starts.is_empty() && is_first => {
+                self.was_missing = true;
+                return Ok(RETRY_INTERVAL);
+            }
             Ok(starts) => starts,
             Err(error) if is_passing(&error) => {
                 tracing::warn!(%topic, %error, "cannot tell where to begin");
@@ -469,22 +484,19 @@ impl Feed<'_> {
         Ok(LOOK_INTERVAL)
     }
 
-    /// Compares where the window ends with what Kafka has said of its partitions' ends.
-    fn measure_lag(&mut self, reader: &LogReader) {
-        if self.measured.elapsed() < LAG_INTERVAL {
+    /// Notes what Kafka has said of its partitions' ends.
+    fn look_at_ends(&mut self, reader: &LogReader) {
+        if self.looked.elapsed() < LAG_INTERVAL {
             return;
         }
-        self.measured = Instant::now();
+        self.looked = Instant::now();
         let topic = &self.stream.topic;
         let cached = (0..self.partitions).filter_map(|partition| {
             let (_, end) = reader.cached_offsets(topic, partition)?;
             Some((partition, end))
         });
         let ends: Vec<(i32, i64)> = cached.collect();
-        let mut state = self.stream.state.lock();
-        let lag =
-            |(partition, end): &(i32, i64)| (end - state.window.ends().get(*partition)).max(0);
-        state.lag = (!ends.is_empty()).then(|| ends.iter().map(lag).sum());
+        self.stream.state.lock().log_ends = ends;
     }
 
     /// Lets go of what is too old.

@@ -317,3 +317,53 @@ impl Drop for Window {
         self.memory.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, Int32Array, RecordBatch};
+
+    use super::*;
+
+    fn window(starts: &[i64]) -> Window {
+        let limits = WindowLimits { bytes_max: usize::MAX, age_max: Duration::from_secs(60) };
+        Window::new(Positions::new(starts.to_vec()), limits, Memory::new(usize::MAX))
+    }
+
+    fn push(window: &mut Window, ends: &[i64]) {
+        let column: ArrayRef = Arc::new(Int32Array::from(vec![1, 2]));
+        let rows = RecordBatch::try_from_iter([("n", column)]).expect("a batch");
+        let ends = Positions::new(ends.to_vec());
+        let batch = EncodedBatch::new(&rows, window.ends().clone(), ends).expect("encoded");
+        window.push(Arc::new(batch), true);
+    }
+
+    #[test]
+    fn partitions_that_are_not_named_are_where_others_say() {
+        let named = Positions::named(&BTreeMap::from([(1, 7), (3, 0)]));
+        assert_eq!(named.to_json().to_string(), r#"{"1":7,"3":0}"#);
+        let rest = Positions::new(vec![10, 11, 12, 13, 14]);
+        assert_eq!(named.or(&rest), Positions::new(vec![10, 7, 12, 0, 14]));
+        assert_eq!(named.or(&Positions::default()), Positions::new(vec![0, 7, 0, 0]));
+        assert_eq!(Positions::named(&BTreeMap::new()).or(&rest), rest);
+    }
+
+    #[test]
+    fn a_break_leaves_no_gap_and_is_remembered() {
+        let mut window = window(&[0, 0]);
+        push(&mut window, &[2, 0]);
+        push(&mut window, &[2, 2]);
+        let evicted = window.break_off(0, 50);
+        assert_eq!(evicted, Evicted { broken_rows: 4, ..Evicted::default() });
+        assert_eq!((window.rows(), window.bytes(), window.first_number()), (0, 0, 2));
+        let at = Positions::new(vec![50, 2]);
+        assert_eq!((window.starts(), window.ends()), (&at, &at));
+
+        // Only who is further than where a partition goes on has missed something.
+        window.break_off(1, 1);
+        assert_eq!(window.breaks(), 2);
+        assert_eq!(window.break_behind(0, &Positions::new(vec![2, 2])), Some((1, 1)));
+        assert_eq!(window.break_behind(2, &Positions::new(vec![2, 2])), None);
+        assert_eq!(window.break_behind(0, &Positions::new(vec![51, 0])), Some((0, 50)));
+        assert_eq!(window.break_behind(0, &Positions::new(vec![50, 1])), None);
+    }
+}

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use arrow_flight::{Action, ActionType};
 use bytes::Bytes;
+use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::request::not;
@@ -18,12 +19,16 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most partitions of a new topic.
 const PARTITIONS_MAX: i64 = 10_000;
 
-const ACTIONS: [(&str, &str); 5] = [
+const ACTIONS: [(&str, &str); 6] = [
     ("health", "answers ok"),
     ("list-topics", "the names of all topics of Kafka, a result each"),
     ("create-topic", r#"body: a name, or {"topic", "partitions", "replication_factor"}"#),
     ("ack", r#"body: {"group", "name", "acks"}, acks as RPUSH acks takes them; answers {"acked"}"#),
-    ("drop-stream", "body: a topic; ends its stream, the topic stays"),
+    (
+        "add-stream",
+        "body: a topic, or a regular expression that begins with ^; keeps a stream of it, whether it is read or not",
+    ),
+    ("drop-stream", "body: a topic, or a regular expression that was added; the topic stays"),
 ];
 
 /// All actions.
@@ -40,9 +45,10 @@ pub fn list() -> Vec<ActionType> {
 /// # Errors
 /// There is no such action, or its body is wrong.
 pub async fn act(parts: &Parts, action: &Action) -> Result<Vec<Bytes>> {
-    let text = || {
-        std::str::from_utf8(&action.body)
-            .map_err(|_| Error::invalid(format!("{}: the body is no UTF-8", action.r#type)))
+    let text = || match std::str::from_utf8(&action.body) {
+        Ok("") => Err(Error::invalid(format!("{}: the body is empty", action.r#type))),
+        Ok(text) => Ok(text),
+        Err(_) => Err(Error::invalid(format!("{}: the body is no UTF-8", action.r#type))),
     };
     match action.r#type.as_str() {
         "health" => Ok(vec![Bytes::from_static(b"ok")]),
@@ -52,11 +58,14 @@ pub async fn act(parts: &Parts, action: &Action) -> Result<Vec<Bytes>> {
         }
         "create-topic" => create_topic(parts, text()?).await.map(|()| Vec::new()),
         "ack" => ack(parts, text()?).map(|count| vec![json!({"acked": count}).to_string().into()]),
+        "add-stream" => add_stream(parts, text()?).await.map(|()| Vec::new()),
         "drop-stream" => {
-            let topic = text()?;
-            match parts.streams.close(topic) {
-                true => Ok(Vec::new()),
-                false => Err(missing(format!("topic '{topic}' is no stream"))),
+            let name = text()?;
+            match name.starts_with('^') {
+                true if parts.streams.remove_pattern(name) => Ok(Vec::new()),
+                true => Err(missing(format!("no streams of '{name}' are wanted"))),
+                false if parts.streams.close(name) => Ok(Vec::new()),
+                false => Err(missing(format!("topic '{name}' is no stream"))),
             }
         }
         other => {
@@ -93,6 +102,17 @@ async fn create_topic(parts: &Parts, body: &str) -> Result<()> {
     // Joining librdkafka's threads takes a moment.
     tokio::task::spawn_blocking(move || drop(admin));
     created?.into_iter().collect()
+}
+
+async fn add_stream(parts: &Parts, name: &str) -> Result<()> {
+    if name.starts_with('^') {
+        let names =
+            Regex::new(name).map_err(|error| Error::invalid(format!("'{name}': {error}")))?;
+        parts.streams.add_pattern(names);
+        return Ok(());
+    }
+    parts.streams.partition_count(name).await?;
+    parts.streams.open(name).await.map(|_| ())
 }
 
 fn ack(parts: &Parts, body: &str) -> Result<usize> {

@@ -12,8 +12,11 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::pieces::Pieces;
 use super::put::Incoming;
-use super::read::{SCHEMA_CHANGED, message, piece, places, promised, schema_message};
+use super::read::{
+    SCHEMA_CHANGED, begin_of_record, ends_record, message, places, promised, schema_message,
+};
 use super::request::not;
 use super::service::Parts;
 use super::status::status;
@@ -258,37 +261,31 @@ impl Exchange {
         let Some(fit) = &self.fit else { return Ok(()) };
         let fitted = fit.apply(&rows)?;
         let (partitions, offsets) = places(&rows)?;
-        let place = |row| (partitions.value(row), offsets.value(row));
-        // A record may be several rows. Its ack is with the last one, and it comes again as a whole.
-        let ends_record = |row| row + 1 == rows.num_rows() || place(row) != place(row + 1);
-        let mut fitting = fitted.first_misfit.unwrap_or(rows.num_rows());
-        while fitting > 0 && !ends_record(fitting - 1) {
-            fitting -= 1;
-        }
-        let mut at = 0;
+        let places = (partitions, offsets);
+        // What does not fit comes again, as a whole record.
+        let fitting = match fitted.first_misfit {
+            Some(misfit) => begin_of_record(places, misfit),
+            None => rows.num_rows(),
+        };
         self.last.clear();
-        loop {
-            let compression = self.drain.options().compression;
-            let (size, part) = piece(&fitted.batch, at, fitting - at, compression)?;
+        let mut pieces = Pieces::new(fitted.batch, fitting, self.drain.options().compression);
+        while let Some((sent, part)) = pieces.next()? {
+            let is_last = sent.end == fitting;
             let mut covered: Vec<Ack> = Vec::new();
-            for row in (at..at + size).filter(|row| ends_record(*row)) {
-                let (partition, offset) = place(row);
+            // The ack of a record is with its last row.
+            for row in sent.filter(|row| ends_record(places, *row)) {
+                let (partition, offset) = (partitions.value(row), offsets.value(row));
                 match covered.last_mut().filter(|ack| ack.partition == partition) {
                     Some(ack) => ack.offset = offset,
                     None => covered.push(Ack { topic: topic.to_string(), partition, offset }),
                 }
             }
-            at += size;
-            let is_last = at == fitting;
             let mut said = Map::from_iter([("acks".to_owned(), json!(acks_text(&covered)))]);
             if is_last && fitted.first_misfit.is_some() {
                 said.insert(SCHEMA_CHANGED.to_owned(), Value::Bool(true));
             }
             self.last.extend(covered);
             self.ready.push_back(message(part, said));
-            if is_last {
-                break;
-            }
         }
         if fitted.first_misfit.is_some() {
             self.is_over = true;

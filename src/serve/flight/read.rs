@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::{AsArray, Int32Array, Int64Array, RecordBatch};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{
     DataType, Field, FieldRef, Fields, Int32Type, Int64Type, Schema, SchemaRef,
@@ -16,6 +16,7 @@ use futures::stream::try_unfold;
 use prometheus::IntCounter;
 use serde_json::{Map, Value};
 
+use super::pieces::{BODY_BYTES_MAX, Pieces};
 use super::request::{Place, ReadRequest, Ticket};
 use crate::decode::envelope::{self, Layout};
 use crate::decode::projection::Projection;
@@ -27,9 +28,6 @@ use crate::stream::encoded::{BatchMessage, EncodedBatch};
 use crate::stream::fit::Fit;
 use crate::stream::streams::Streams;
 use crate::stream::window::Positions;
-
-/// gRPC clients refuse messages over 4 MB; this leaves room for what is around a body.
-const BODY_BYTES_MAX: usize = 3 << 20;
 
 /// Answers what a request leaves open.
 ///
@@ -220,9 +218,41 @@ struct Read {
     left: Option<u64>,
     /// What the last message said.
     said: Option<Positions>,
-    /// Messages that are made already, the next one last.
-    ready: Vec<FlightData>,
+    /// The next message, if it is made already.
+    ready: Option<FlightData>,
+    /// What is not sent yet of the last batch.
+    rest: Option<Rest>,
     is_over: bool,
+}
+
+/// A batch on its way, piece by piece.
+struct Rest {
+    pieces: Pieces,
+    partitions: Int32Array,
+    offsets: Int64Array,
+    /// Rows that are sent, of all that there are.
+    rows: usize,
+    /// Where the reader is after what was sent.
+    at: Positions,
+    /// Where it is after the batch, if all of it is sent.
+    ends: Option<Positions>,
+    /// The next row does not fit.
+    is_changed: bool,
+}
+
+impl Rest {
+    /// The next message, where the reader is after it, and whether the next row does not fit.
+    fn next(&mut self) -> Result<Option<(BatchMessage, Positions, bool)>> {
+        let Some((rows, message)) = self.pieces.next()? else { return Ok(None) };
+        let is_last = rows.end == self.rows;
+        for row in rows {
+            let is_behind = ends_record((&self.partitions, &self.offsets), row);
+            let next = self.offsets.value(row) + i64::from(is_behind);
+            self.at.set(self.partitions.value(row), next);
+        }
+        let at = self.ends.take_if(|_| is_last).unwrap_or_else(|| self.at.clone());
+        Ok(Some((message, at, is_last && self.is_changed)))
+    }
 }
 
 /// The messages of a read: the schema, then batches, each with the positions after it.
@@ -265,7 +295,8 @@ pub async fn read(
         follows,
         left: ticket.limit,
         said: None,
-        ready: vec![schema],
+        ready: Some(schema),
+        rest: None,
         is_over: false,
     };
     Ok(try_unfold(read, |mut read| async move {
@@ -277,8 +308,15 @@ pub async fn read(
 impl Read {
     async fn next(&mut self) -> Result<Option<FlightData>> {
         loop {
-            if let Some(message) = self.ready.pop() {
+            if let Some(message) = self.ready.take() {
                 return Ok(Some(message));
+            }
+            if let Some(rest) = &mut self.rest {
+                if let Some((message, at, is_changed)) = rest.next()? {
+                    self.encoded.inc();
+                    return Ok(Some(self.message(message, at, is_changed)));
+                }
+                self.rest = None;
             }
             if self.is_over {
                 return Ok(None);
@@ -310,28 +348,20 @@ impl Read {
     fn push_empty(&mut self, ends: Positions) -> Result<()> {
         let empty = RecordBatch::new_empty(self.fit.schema().clone());
         let message = BatchMessage::new(&empty, self.compression)?;
-        let message = self.message(message, ends, false);
-        self.ready.push(message);
+        self.ready = Some(self.message(message, ends, false));
         Ok(())
     }
 
-    /// Makes messages of what fits of a batch; `before` is where the cursor was before it.
+    /// Takes what fits of a batch; `before` is where the cursor was before it.
     fn take(&mut self, batch: &Arc<EncodedBatch>, before: Positions) -> Result<()> {
         let part = self.part_of(batch)?;
         let source = part.as_ref().unwrap_or(&batch.batch);
         let fitted = self.fit.apply(source)?;
+        let (partitions, offsets) = places(source)?;
         let mut rows = source.num_rows();
         let mut is_changed = false;
-        let (partitions, offsets) = places(source)?;
-        // Several rows may be of one record, which a position is before or behind.
-        let is_first = |row: usize| {
-            row == 0
-                || partitions.value(row) != partitions.value(row - 1)
-                || offsets.value(row) != offsets.value(row - 1)
-        };
         if let Some(misfit) = fitted.first_misfit.filter(|_| self.follows) {
-            let begin = (0..=misfit).rev().find(|row| is_first(*row));
-            (rows, is_changed) = (begin.unwrap_or(misfit), true);
+            (rows, is_changed) = (begin_of_record((partitions, offsets), misfit), true);
         }
         if let Some(left) = &mut self.left {
             if let Ok(max) = usize::try_from(*left)
@@ -341,40 +371,29 @@ impl Read {
             }
             *left = left.saturating_sub(rows as u64);
         }
-        if rows == source.num_rows()
+        let is_whole = rows == source.num_rows();
+        if is_whole
             && part.is_none()
             && self.compression.is_none()
             && batch.batch.schema_ref() == self.fit.schema()
             && batch.body.len() <= BODY_BYTES_MAX
         {
-            self.shared.inc();
+            let counter = if self.cursor.is_shared() { &self.shared } else { &self.encoded };
+            counter.inc();
             let (header, body) = (batch.header.clone(), batch.body.clone());
             let message = self.message(BatchMessage { header, body }, batch.ends.clone(), false);
-            self.ready.push(message);
+            self.ready = Some(message);
             return Ok(());
         }
-        // From its end to its beginning, because the last one is taken first.
-        let mut messages = Vec::new();
-        let mut ends = before;
-        let mut at = 0;
-        loop {
-            let (size, message) = piece(&fitted.batch, at, rows - at, self.compression)?;
-            for row in at..at + size {
-                let is_last = row + 1 == source.num_rows() || is_first(row + 1);
-                ends.set(partitions.value(row), offsets.value(row) + i64::from(is_last));
-            }
-            self.encoded.inc();
-            at += size;
-            let is_last = at == rows;
-            let whole = is_last && rows == source.num_rows();
-            let said = if whole { batch.ends.clone() } else { ends.clone() };
-            messages.push(self.message(message, said, is_changed && is_last));
-            if is_last {
-                break;
-            }
-        }
-        messages.reverse();
-        self.ready = messages;
+        self.rest = Some(Rest {
+            pieces: Pieces::new(fitted.batch, rows, self.compression),
+            partitions: partitions.clone(),
+            offsets: offsets.clone(),
+            rows,
+            at: before,
+            ends: is_whole.then(|| batch.ends.clone()),
+            is_changed,
+        });
         self.is_over |= is_changed;
         Ok(())
     }
@@ -420,30 +439,12 @@ pub(super) fn message(batch: BatchMessage, said: Map<String, Value>) -> FlightDa
     }
 }
 
-/// Rows of `batch` from `at` on, as many as a message may hold, at most `rows`.
-pub(super) fn piece(
-    batch: &RecordBatch,
-    at: usize,
-    rows: usize,
-    compression: Option<CompressionType>,
-) -> Result<(usize, BatchMessage)> {
-    let mut size = rows;
-    loop {
-        let message = BatchMessage::new(&batch.slice(at, size), compression)?;
-        if message.body.len() <= BODY_BYTES_MAX || size <= 1 {
-            return Ok((size, message));
-        }
-        size /= 2;
-    }
-}
-
 /// The first message of a stream.
 pub(super) fn schema_message(schema: &Schema) -> FlightData {
     FlightData::from(SchemaAsIpc::new(schema, &IpcWriteOptions::default()))
 }
 
-pub(super) type Places<'a> =
-    (&'a arrow::array::PrimitiveArray<Int32Type>, &'a arrow::array::PrimitiveArray<Int64Type>);
+pub(super) type Places<'a> = (&'a Int32Array, &'a Int64Array);
 
 /// Partition and offset of each row, in the struct layout.
 pub(super) fn places(batch: &RecordBatch) -> Result<Places<'_>> {
@@ -452,4 +453,15 @@ pub(super) fn places(batch: &RecordBatch) -> Result<Places<'_>> {
     let partitions = column("partition")?.as_primitive_opt::<Int32Type>();
     let offsets = column("offset")?.as_primitive_opt::<Int64Type>();
     partitions.zip(offsets).ok_or_else(malformed)
+}
+
+/// Whether a row is the last one of its record, which may be several. A reader is before all of them or behind.
+pub(super) fn ends_record((partitions, offsets): Places<'_>, row: usize) -> bool {
+    let place = |row| (partitions.value(row), offsets.value(row));
+    row + 1 == offsets.len() || place(row) != place(row + 1)
+}
+
+/// The first row of the record that a row belongs to.
+pub(super) fn begin_of_record(places: Places<'_>, row: usize) -> usize {
+    (0..row).rev().find(|before| ends_record(places, *before)).map_or(0, |before| before + 1)
 }

@@ -12,6 +12,7 @@ use arrow_flight::{
 };
 use arrow_ipc::writer::IpcWriteOptions;
 use futures::stream::{BoxStream, Stream, StreamExt, TryStreamExt, iter};
+use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -30,6 +31,10 @@ use crate::serve::glob;
 use crate::stream::batch::BatchOptions;
 use crate::stream::registry::Registry;
 use crate::stream::streams::Streams;
+use crate::stream::topic_stream::TopicStream;
+
+/// Streams whose ends and columns are asked for at once.
+const PLANS_MAX: usize = 8;
 
 /// What the edge looks at.
 pub struct Parts {
@@ -86,26 +91,11 @@ impl Service {
             },
         };
         let streams = &self.parts.streams;
-        let mut found = Vec::new();
-        for stream in streams.all() {
-            if !glob::matches(pattern, stream.topic().as_bytes()) {
-                continue;
-            }
-            let view = stream.view();
-            let descriptor = FlightDescriptor::new_path(vec![stream.topic().to_string()]);
-            let tickets = plan(streams, &ReadRequest::of_topic(stream.topic())).await;
-            let info = match tickets {
-                Ok(tickets) => info_of(descriptor, &tickets)?,
-                // One that cannot be read now is there all the same.
-                Err(error) => {
-                    tracing::debug!(topic = %stream.topic(), %error, "listing");
-                    FlightInfo::new().with_descriptor(descriptor)
-                }
-            };
-            found.push(
-                info.with_total_records(view.rows as i64).with_total_bytes(view.bytes as i64),
-            );
-        }
+        let mut wanted = streams.all();
+        wanted.retain(|stream| glob::matches(pattern, stream.topic().as_bytes()));
+        let infos: Vec<_> =
+            wanted.into_iter().map(|stream| flight(streams.clone(), stream)).collect();
+        let mut found: Vec<FlightInfo> = iter(infos).buffered(PLANS_MAX).try_collect().await?;
         if all {
             for topic in streams.topics().await? {
                 let is_wanted = glob::matches(pattern, topic.name.as_bytes());
@@ -171,6 +161,29 @@ impl Service {
         let bytes = self.parts.metrics.flight_bytes.with_label_values(&[rpc]);
         messages.inspect_ok(move |message| bytes.inc_by(size(message) as u64))
     }
+}
+
+/// What there is to know of a stream.
+async fn flight(streams: Arc<Streams>, stream: Arc<TopicStream>) -> Result<FlightInfo> {
+    let descriptor = FlightDescriptor::new_path(vec![stream.topic().to_string()]);
+    let tickets = plan(&streams, &ReadRequest::of_topic(stream.topic())).await;
+    let info = match tickets {
+        Ok(tickets) => info_of(descriptor, &tickets)?,
+        // One that cannot be read now is there all the same.
+        Err(error) => {
+            tracing::debug!(topic = %stream.topic(), %error, "listing");
+            FlightInfo::new().with_descriptor(descriptor)
+        }
+    };
+    let view = stream.view();
+    let mut said = Map::from_iter([("phase".to_owned(), view.phase.label().into())]);
+    if let Some(error) = view.phase.failure() {
+        said.insert("error".to_owned(), error.message().into());
+    }
+    Ok(info
+        .with_total_records(view.rows as i64)
+        .with_total_bytes(view.bytes as i64)
+        .with_app_metadata(Value::Object(said).to_string()))
 }
 
 fn data_size(data: &FlightData) -> usize {

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::HttpState;
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::stream::streams::Streams;
 use crate::stream::topic_stream::{Phase, TopicStream};
@@ -34,14 +35,10 @@ pub(super) async fn one(
 
 fn shown(stream: &TopicStream) -> Value {
     let view = stream.view();
-    let error = match &view.phase {
-        Phase::Failed(error) => Some(error.message().to_owned()),
-        _ => None,
-    };
     json!({
         "topic": &**stream.topic(),
         "phase": view.phase.label(),
-        "error": error,
+        "error": view.phase.failure().map(Error::message),
         "rows": view.rows,
         "bytes": view.bytes,
         "age_ms": view.age.map(|age| age.as_millis() as u64),
@@ -75,16 +72,23 @@ pub(super) fn observe(streams: &Streams, metrics: &Metrics) {
         &metrics.stream_age,
         &metrics.stream_lag,
         &metrics.stream_readers,
+        &metrics.stream_paused_partitions,
     ];
     for gauge in gauges {
         gauge.reset();
     }
+    let (reading, waiting) = streams.range_readers();
+    metrics.range_readers.with_label_values(&["reading"]).set(reading as i64);
+    metrics.range_readers.with_label_values(&["waiting"]).set(waiting as i64);
     for stream in streams.all() {
         let (view, topic) = (stream.view(), [&**stream.topic()]);
         metrics.streams.with_label_values(&[view.phase.label()]).inc();
         metrics.stream_bytes.with_label_values(&topic).set(view.bytes as i64);
         metrics.stream_rows.with_label_values(&topic).set(view.rows as i64);
         metrics.stream_readers.with_label_values(&topic).set(view.readers as i64);
+        let is_paused = matches!(view.phase, Phase::Paused);
+        let paused = if is_paused { view.ends.iter().count() } else { 0 };
+        metrics.stream_paused_partitions.with_label_values(&topic).set(paused as i64);
         if let Some(age) = view.age {
             metrics.stream_age.with_label_values(&topic).set(age.as_millis() as i64);
         }

@@ -152,7 +152,7 @@ pub async fn start(mut config: Config) -> Result<Running> {
     for topic in config.streams.topics {
         streams.open(&topic).await?;
     }
-    config.streams.patterns.into_iter().for_each(|names| streams.add_pattern(names));
+    config.streams.patterns.into_iter().try_for_each(|names| streams.add_pattern(names))?;
     tokio::spawn(streams.clone().tend());
     Ok(Running {
         at,

@@ -17,12 +17,10 @@ mod librdkafka;
 pub mod streams;
 pub mod units;
 
-use regex::Regex;
-
 use flags::{Brokers, Host, LogFormat, LogLevel, OptionalPort, ServeFlags, Settings, TopicName};
 use formats::{Format, FormatsConfig, SchemaRegistrySettings};
 pub use librdkafka::OWNED as OWNED_CONSUMER_OPTIONS;
-use streams::StreamsConfig;
+use streams::{StreamsConfig, topic_pattern};
 use units::{ByteSize, Count, Span};
 
 /// Everything `karrow serve` needs, after flags, environment and files are merged and checked.
@@ -265,7 +263,7 @@ fn streams_config(settings: &Settings, topics: Vec<String>) -> StreamsConfig {
     let window_bytes_max = bytes(settings.buffer_limit, 100 << 20);
     StreamsConfig {
         // They were checked when they were parsed.
-        patterns: patterns.iter().filter_map(|pattern| Regex::new(pattern).ok()).collect(),
+        patterns: patterns.iter().filter_map(|pattern| topic_pattern(pattern).ok()).collect(),
         topics,
         start: settings.start.unwrap_or_default(),
         rows_max: settings.batch_size.map_or(8_192, |Count(rows)| rows),

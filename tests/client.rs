@@ -506,7 +506,10 @@ fn the_name_of_a_file_says_what_it_holds() {
         assert_eq!(done.text(), "", "{name}");
     }
     assert_eq!(begin("wide.parquet"), b"PAR1");
-    assert_eq!(begin("wide.arrow"), [0xff; 4]);
+    assert_eq!(begin("wide.arrow"), b"ARRO", "a file, as `.arrows` is a stream");
+    let unknown = run(&karrow, &["get", "wide", "-o", &path("wide.xlsx")]);
+    assert!(unknown.error(64).ends_with("wide.xlsx: its name says no format, --output does"));
+    assert!(!std::path::Path::new(&path("wide.xlsx")).exists());
     assert_eq!(begin("wide.csv"), b"_top");
     assert_eq!(begin("wide.NDJSON"), b"{\"to");
     assert_eq!(begin("wide.txt"), b"_par");
@@ -686,4 +689,19 @@ fn a_reader_that_goes_ends_it() {
     let mut err = String::new();
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     assert_eq!((status.code(), err.as_str()), (Some(0), ""));
+}
+
+/// A row that was not read as a whole is easily missed among many.
+#[test]
+fn rows_with_errors_are_counted() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put_all("t", 0, [r#"{"a":1}"#, r#"{"a":"#, r#"{"a":2,"error":{"message":"mine"}}"#]);
+    let karrow = Karrow::start(&kafka);
+    let note = "karrow: t: 1 row was not read as a whole, see the column error\n";
+    for output in ["table", "csv", "json"] {
+        let read = run(&karrow, &["get", "t", "--output", output]);
+        assert_eq!((read.code, read.err.as_str()), (0, note), "{output}");
+    }
+    let read = run(&karrow, &["get", "t", "--columns", "error"]);
+    assert_eq!((read.code, read.err.as_str()), (0, ""));
 }

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::{Array as _, ArrayRef, AsArray, BinaryArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type};
+use arrow_ipc::CompressionType;
+use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
 use karrow::config::KafkaOptions;
 use karrow::config::formats::{Format, FormatsConfig};
 use karrow::config::streams::{Start, WhenFull};
@@ -30,9 +32,13 @@ const SETTINGS: StreamSettings = StreamSettings {
 };
 
 fn streams(kafka: &Kafka, settings: StreamSettings) -> Arc<Streams> {
+    streams_of(kafka, settings, Format::Raw)
+}
+
+fn streams_of(kafka: &Kafka, settings: StreamSettings, payload: Format) -> Arc<Streams> {
     let options = KafkaOptions::from([("bootstrap.servers".to_owned(), kafka.servers())]);
     let metrics = Arc::new(Metrics::new().expect("metrics"));
-    let config = FormatsConfig { payload: Format::Raw, ..FormatsConfig::default() };
+    let config = FormatsConfig { payload, ..FormatsConfig::default() };
     let formats = Arc::new(Formats::new(config, None).expect("formats"));
     let memory = Memory::new(usize::MAX);
     let runtime = tokio::runtime::Handle::current();
@@ -114,10 +120,83 @@ async fn a_bounded_cursor_reads_each_record_once() {
         (vec![5, 5, 5], vec![5, 4, 0]),
     ] {
         let ranges: Vec<(i64, i64)> = from.iter().copied().zip(to.iter().copied()).collect();
+        // Where it ends before it begins, it stays.
+        let ends = ranges.iter().map(|(from, to)| *from.max(to)).collect();
         let (from, to) = (Positions::new(from), Positions::new(to));
         let mut cursor = streams.cursor("t", from, to).expect("a cursor");
         read_to_end(&mut cursor).await.check(&ranges);
+        assert_eq!(cursor.positions(), &Positions::new(ends));
     }
+}
+
+/// Streams of `t`, whose first records came before its window.
+async fn with_late_window(kafka: &Kafka, before: [i64; 2], after: [i64; 2]) -> Arc<Streams> {
+    let streams = streams(kafka, StreamSettings { start: Start::Latest, ..SETTINGS });
+    for (partition, count) in (0..).zip(before) {
+        put(kafka, partition, 0..count);
+    }
+    let stream = streams.open("t").await.expect("a stream");
+    assert_eq!(Streams::begun(&stream).await.starts, Positions::new(before.to_vec()));
+    for (partition, (from, to)) in (0..).zip(before.into_iter().zip(after)) {
+        put(kafka, partition, from..to);
+    }
+    let ends = Positions::new(after.to_vec());
+    let mut changes = stream.changes();
+    let filled = changes.wait_for(|_| stream.view().ends == ends);
+    tokio::time::timeout(DEADLINE, filled).await.expect("in time").expect("it lives");
+    streams
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_may_end_before_the_window_begins() {
+    let kafka = Kafka::with(&[("t", 2)]);
+    let streams = with_late_window(&kafka, [10, 10], [20, 20]).await;
+    for (from, to, ends) in [
+        // In one partition within the window, in the other one not at all, before it, or at its beginning.
+        (vec![], vec![15], [15, 0]),
+        (vec![3, 5], vec![15, 7], [15, 7]),
+        (vec![3, 5], vec![15, 10], [15, 10]),
+        (vec![12, 5], vec![20, 7], [20, 7]),
+        // Where it has been already.
+        (vec![10, 16], vec![12], [12, 16]),
+        (vec![14, 14], vec![12, 16], [14, 16]),
+        (vec![2, 14], vec![12, 3], [12, 14]),
+    ] {
+        let at = |offsets: &[i64], partition: usize| offsets.get(partition).copied().unwrap_or(0);
+        let ranges = [0, 1].map(|partition| (at(&from, partition), at(&to, partition)));
+        let (from, to) = (Positions::new(from), Positions::new(to));
+        let mut cursor = streams.cursor("t", from, to).expect("a cursor");
+        read_to_end(&mut cursor).await.check(&ranges);
+        assert_eq!(
+            cursor.positions().or(&Positions::new(vec![0; 2])),
+            Positions::new(ends.to_vec())
+        );
+    }
+}
+
+/// A window that takes nothing more does not hold up who wants what comes next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bounded_cursor_does_not_wait_for_room() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let mut settings = StreamSettings { when_full: WhenFull::Pause, ..SETTINGS };
+    settings.window.bytes_max = 10_000;
+    let streams = streams(&kafka, settings);
+    let stream = streams.open("t").await.expect("a stream");
+    assert_eq!(Streams::begun(&stream).await.phase.label(), "live");
+    let to = Positions::new(vec![2000]);
+    let mut cursors: Vec<Cursor> = Vec::new();
+    for _ in 0..4 {
+        cursors.push(streams.cursor("t", Positions::default(), to.clone()).expect("a cursor"));
+    }
+    let readers: Vec<_> = cursors
+        .into_iter()
+        .map(|mut cursor| tokio::spawn(async move { read_to_end(&mut cursor).await }))
+        .collect();
+    put(&kafka, 0, 0..2000);
+    for reader in readers {
+        reader.await.expect("read").check(&[(0, 2000)]);
+    }
+    assert_eq!(stream.view().phase.label(), "paused");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,7 +265,7 @@ async fn readers_that_stop_in_the_middle_hold_up_nobody() {
     }
     let mut cursor = streams.cursor("t", Positions::default(), to.clone()).expect("a cursor");
     read_to_end(&mut cursor).await.check(&[(0, 1000); 2]);
-    assert!(streams.sample("t", &Positions::default()).await.expect("a schema").is_some());
+    assert!(streams.sample("t", &Positions::default(), None).await.expect("a schema").is_some());
     // What they had is theirs, and they go on where they were.
     for (mut cursor, mut seen) in stalled {
         while let Some(batch) = next(&mut cursor).await {
@@ -312,7 +391,7 @@ async fn what_comes_to_be_later_is_streamed_from_its_beginning() {
     };
     streams.open("awaited").await.expect("a stream");
     let patterns = ["^t", "^t.*", "^awa", "^t"].map(|names| Regex::new(names).expect("legal"));
-    patterns.into_iter().for_each(|names| streams.add_pattern(names));
+    patterns.into_iter().for_each(|names| streams.add_pattern(names).expect("added"));
     tokio::spawn(streams.clone().tend());
     begun("t", 10).await;
     for topic in ["awaited", "t2"] {
@@ -321,6 +400,12 @@ async fn what_comes_to_be_later_is_streamed_from_its_beginning() {
     }
     begun("awaited", 0).await;
     begun("t2", 0).await;
+    // Whoever follows it first does not change that.
+    kafka.create("t4", 1);
+    kafka.put("t4", 0, "a");
+    let mut first = streams.follow("t4", Positions::default()).await.expect("a cursor");
+    assert!(next(&mut first).await.is_some() && first.is_shared());
+    drop(first);
     // One that was dropped does not come again by itself.
     assert!(streams.close("t2"));
     assert!(streams.remove_pattern("^t") && !streams.remove_pattern("^t"));
@@ -328,6 +413,38 @@ async fn what_comes_to_be_later_is_streamed_from_its_beginning() {
     begun("t3", 0).await;
     let names: Vec<String> =
         streams.all().iter().map(|stream| stream.topic().to_string()).collect();
-    assert_eq!(names, ["awaited", "t", "t3"]);
+    assert_eq!(names, ["awaited", "t", "t3", "t4"]);
     streams.close_all();
+}
+
+/// A value of a few kilobytes that stands for 60 MiB.
+fn bomb() -> Vec<u8> {
+    let zeros = vec![0; 60 << 20];
+    let column: ArrayRef = Arc::new(BinaryArray::from_vec(vec![&zeros]));
+    let batch = RecordBatch::try_from_iter([("zeros", column)]).expect("a batch");
+    let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::ZSTD));
+    let options = options.expect("options");
+    let mut writer =
+        StreamWriter::try_new_with_options(Vec::new(), &batch.schema(), options).expect("a writer");
+    writer.write(&batch).expect("written");
+    writer.into_inner().expect("finished")
+}
+
+/// Few bytes in Kafka may be many as columns: no more of them are made than a reader takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_grow_come_in_several_batches() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let value = bomb();
+    assert!(value.len() < 100_000);
+    kafka.put_all("t", 0, std::iter::repeat_n(value, 5));
+    let streams = streams_of(&kafka, SETTINGS, Format::Arrow);
+    let to = Positions::new(vec![5]);
+    let mut cursor = streams.cursor("t", Positions::default(), to).expect("a cursor");
+    let mut ends = Vec::new();
+    while let Some(batch) = next(&mut cursor).await {
+        let column = batch.column_by_name("payload").expect("a column").as_struct().column(0);
+        assert!(column.is_valid(0) && batch.num_rows() * (60 << 20) <= 256 << 20);
+        ends.push(cursor.positions().get(0));
+    }
+    assert!(ends.len() > 1 && ends.last() == Some(&5), "{ends:?}");
 }

@@ -2,20 +2,23 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Fields, Int64Type, Schema, TimeUnit};
 use arrow::ipc::writer::StreamWriter;
-use arrow_flight::{SchemaAsIpc, Ticket};
+use arrow_flight::{Action, FlightClient, SchemaAsIpc, Ticket};
 use arrow_ipc::writer::IpcWriteOptions;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
+#[cfg(feature = "embedded-broker")]
+use karrow::kafka::admin::TopicSpec;
 use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::flight::{Said, code, connect, get, in_time, plan, read, ticket};
-use crate::support::{Kafka, Karrow};
+use crate::support::{Kafka, Karrow, eventually};
 
 fn header(schema: &Schema) -> String {
     let data =
@@ -210,4 +213,136 @@ async fn a_topic_that_is_made_anew_ends_its_follows() {
         seen.extend(ids(&batch));
     }
     assert_eq!(seen, (1000..1050).collect::<Vec<_>>());
+}
+
+/// The first columns of a topic, which newer records do not have any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follow_of_older_records_has_their_columns() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let karrow = Karrow::start(&kafka);
+    let mut client = connect(&karrow).await;
+    kafka.put_all("t", 0, [r#"{"old":"x","a":1}"#, r#"{"old":"y","a":2}"#]);
+    add_stream(&mut client, "t").await;
+    assert_eq!(starts(&karrow, "t"), json!({"0": 2}));
+    kafka.put("t", 0, r#"{"a":3.5}"#);
+    karrow.await_metric("karrow_stream_window_rows{topic=\"t\"}", |rows| rows == 1.0);
+    let info = plan(&mut client, json!({"topic": "t", "from": "earliest", "to": "follow"})).await;
+    let mut batches = get(&mut client, ticket(&info, 0)).await;
+    let (mut rows, mut olds) = (0, Vec::new());
+    while rows < 3 {
+        let (batch, said) = in_time(batches.next()).await.expect("a batch").expect("no error");
+        assert_eq!(said.get("schema_changed"), None, "{said}");
+        let payload = batch.column_by_name("payload").expect("a column").as_struct();
+        let old = payload.column_by_name("old").expect("a field").as_string::<i32>();
+        olds.extend(old.iter().flatten().map(str::to_owned));
+        rows += batch.num_rows();
+    }
+    assert_eq!(olds, ["x", "y"]);
+}
+
+async fn add_stream(client: &mut FlightClient, topic: &str) {
+    let added = client.do_action(Action::new("add-stream", topic.to_owned())).await;
+    assert_eq!(added.expect("added").count().await, 0);
+}
+
+/// Where the window of a topic begins, once it does.
+fn starts(karrow: &Karrow, topic: &str) -> Value {
+    eventually("a window", || {
+        let (_, page) = karrow.get(&format!("/v1/streams/{topic}"));
+        let mut view: Value = serde_json::from_str(&page).expect("JSON");
+        (view["phase"] == "live").then(|| view["starts"].take())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_waits_until_a_stream_has_begun() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    kafka.put_all("t", 0, (0..20).map(|n| n.to_string()));
+    let karrow = Karrow::start(&kafka);
+    let mut client = connect(&karrow).await;
+    kafka.delay(Duration::from_millis(100));
+    add_stream(&mut client, "t").await;
+    for from in [json!(null), json!("window")] {
+        let mut request = json!({"topic": "t", "from": from});
+        if request["from"].is_null() {
+            request.as_object_mut().expect("an object").remove("from");
+        }
+        let info = plan(&mut client, request).await;
+        let planned: Value = serde_json::from_slice(&ticket(&info, 0).ticket).expect("JSON");
+        assert_eq!(planned["from"], json!({"0": 20}));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_before_a_bad_record_is_read() {
+    let kafka = Kafka::with(&[("t", 1), ("u", 1)]);
+    let value = |n: usize| if n == 5 { "oops".to_owned() } else { format!(r#"{{"id":{n}}}"#) };
+    kafka.put_all("t", 0, (0..8).map(value));
+    kafka.put("u", 0, "oops");
+    let flags = ["--on-bad-record", "fail", "--payload-format", "json"];
+    let karrow = Karrow::with(&kafka, &flags, |_| {});
+    let mut client = connect(&karrow).await;
+    for (topic, good) in [("t", 5), ("u", 0)] {
+        let info = plan(&mut client, json!({"topic": topic})).await;
+        let mut batches = get(&mut client, ticket(&info, 0)).await;
+        let mut rows = 0;
+        let error = loop {
+            match in_time(batches.next()).await.expect("an error at the end") {
+                Ok((batch, _)) => rows += batch.num_rows(),
+                Err(error) => break code(&error),
+            }
+        };
+        let why = format!("bad record {topic}:0:{good}: not JSON: 'o' at byte 0 of a JSON object");
+        assert_eq!((rows, error), (good, (Code::FailedPrecondition, why)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follow_of_one_partition_hears_of_no_other() {
+    let kafka = Kafka::with(&[("t", 2)]);
+    let karrow = Karrow::start(&kafka);
+    let mut client = connect(&karrow).await;
+    kafka.put_all("t", 0, ["old"; 10]);
+    add_stream(&mut client, "t").await;
+    assert_eq!(starts(&karrow, "t"), json!({"0": 10, "1": 0}));
+    let request = json!({"topic": "t", "from": "earliest", "to": "follow", "split": "partition"});
+    let info = plan(&mut client, request).await;
+    let mut batches = get(&mut client, ticket(&info, 1)).await;
+    for n in 0..5 {
+        kafka.put("t", 0, "x");
+        let rows = |rows| rows >= f64::from(n + 1);
+        karrow.await_metric("karrow_stream_window_rows{topic=\"t\"}", rows);
+    }
+    kafka.put("t", 1, "y");
+    let (batch, said) = in_time(batches.next()).await.expect("a batch").expect("no error");
+    assert_eq!((batch.num_rows(), said), (1, json!({"positions": {"0": 0, "1": 1}})));
+}
+
+/// Its stream begins anew, with all that is there now.
+#[cfg(feature = "embedded-broker")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_made_anew_with_fewer_partitions_is_a_new_stream() {
+    let karrow = Karrow::embedded(&[]);
+    let kafka = Kafka::at(&karrow.brokers);
+    let admin = karrow.admin();
+    let create = async |partitions| {
+        let spec = TopicSpec { partitions, ..TopicSpec::new("t") };
+        admin.create(&[spec]).await.expect("an answer").remove(0).expect("created");
+    };
+    create(3).await;
+    let mut client = connect(&karrow).await;
+    kafka.put("t", 2, "old");
+    add_stream(&mut client, "t").await;
+    starts(&karrow, "t");
+    admin.delete(&["t"]).await.expect("an answer").remove(0).expect("deleted");
+    create(1).await;
+    kafka.put("t", 0, "new");
+    let began = eventually("a stream of one partition", || {
+        let starts = starts(&karrow, "t");
+        (starts.as_object().expect("positions").len() == 1).then_some(starts)
+    });
+    assert_eq!(began, json!({"0": 0}));
+    let info = plan(&mut client, json!({"topic": "t", "from": "window"})).await;
+    let found = read(&mut client, ticket(&info, 0)).await;
+    assert_eq!(found.iter().map(|(batch, _)| batch.num_rows()).sum::<usize>(), 1);
 }

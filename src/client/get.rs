@@ -57,7 +57,15 @@ pub async fn run(server: Server, flags: GetFlags, stop: CancellationToken) -> Re
             Err(going_on(why, read.positions()))
         }
         Ended::Failed(why) => Err(going_on(why, read.positions())),
-        Ended::AtEnd | Ended::Interrupted => Ok(()),
+        Ended::AtEnd | Ended::Interrupted => {
+            // Nobody looks through a million rows for one that says so.
+            let bad = progress.bad_rows();
+            if bad > 0 {
+                let rows = if bad == 1 { "row was" } else { "rows were" };
+                note(&format!("{topic}: {bad} {rows} not read as a whole, see the column error"));
+            }
+            Ok(())
+        }
     }
 }
 
@@ -126,6 +134,10 @@ async fn copy(
 }
 
 fn check(flags: &GetFlags) -> Result<(), Failure> {
+    if let Some(file) = flags.file.as_deref().filter(|_| flags.is_output_unknown()) {
+        let file = file.display();
+        return Err(Failure::usage(format!("{file}: its name says no format, --output does")));
+    }
     match flags.output() {
         GetOutput::Parquet if flags.file.is_none() => {
             Err(Failure::usage("--output parquet needs a file, --file says which"))
@@ -174,11 +186,7 @@ fn place_of(place: &PlaceFlag) -> Place {
         PlaceFlag::Window => Place::Window,
         PlaceFlag::Time(millis) => Place::Time(*millis),
         PlaceFlag::Positions(pairs) => {
-            let mut positions = Positions::default();
-            for (partition, offset) in pairs {
-                positions.set(*partition, *offset);
-            }
-            Place::Positions(positions)
+            Place::Positions(Positions::named(&pairs.iter().copied().collect()))
         }
     }
 }

@@ -1,8 +1,9 @@
 //! [`Progress`]: how far a read into a file is, on stderr, where that is a terminal.
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array as _, RecordBatch};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::decode::envelope::Layout;
 use crate::serve::flight::request::Ticket;
 use crate::stream::window::Positions;
 
@@ -11,6 +12,9 @@ pub struct Progress {
     bar: ProgressBar,
     measure: Measure,
     rows: u64,
+    /// The column of what could not be read.
+    errors: Option<&'static str>,
+    bad_rows: u64,
 }
 
 enum Measure {
@@ -25,8 +29,12 @@ enum Measure {
 impl Progress {
     /// Of the read that `ticket` begins.
     pub fn new(ticket: Option<&[u8]>, is_shown: bool) -> Self {
-        let ticket = ticket.filter(|_| is_shown).and_then(|ticket| Ticket::parse(ticket).ok());
-        let (measure, total) = match ticket {
+        let ticket = ticket.and_then(|ticket| Ticket::parse(ticket).ok());
+        let errors = ticket.as_ref().map(|ticket| match ticket.layout {
+            Layout::Struct => "error",
+            Layout::Flat => "_error",
+        });
+        let (measure, total) = match ticket.filter(|_| is_shown) {
             None => (Measure::Open, None),
             Some(Ticket { limit: Some(limit), .. }) => (Measure::Rows, Some(limit)),
             Some(Ticket { to: None, .. }) => (Measure::Open, None),
@@ -46,12 +54,14 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        Self { bar, measure, rows: 0 }
+        Self { bar, measure, rows: 0, errors, bad_rows: 0 }
     }
 
     /// Rows were written; the read is at `positions`.
     pub fn add(&mut self, batch: &RecordBatch, positions: Option<&Positions>) {
         self.rows += batch.num_rows() as u64;
+        let errors = self.errors.and_then(|name| batch.column_by_name(name));
+        self.bad_rows += errors.map_or(0, |errors| (errors.len() - errors.null_count()) as u64);
         match (&self.measure, positions) {
             (Measure::Rows, _) => self.bar.set_position(self.rows),
             (Measure::Offsets(from), Some(positions)) => {
@@ -65,6 +75,11 @@ impl Progress {
     /// Rows so far.
     pub fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// Those of them that say an error.
+    pub fn bad_rows(&self) -> u64 {
+        self.bad_rows
     }
 
     /// Leaves the line to others.

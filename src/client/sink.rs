@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use arrow_ipc::writer::StreamWriter;
+use arrow_ipc::writer::{FileWriter, StreamWriter};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
@@ -30,6 +30,7 @@ enum Form {
     Json(Output),
     Csv(Output),
     Arrow(Box<StreamWriter<Output>>),
+    ArrowFile(Box<FileWriter<Output>>),
     Parquet(Box<ArrowWriter<Output>>),
 }
 
@@ -57,6 +58,10 @@ impl Sink {
                 csv::write_header(&RecordBatch::new_empty(sink.schema.clone()), &mut text);
                 sink.write_text(text.as_bytes())?;
                 return Ok(sink);
+            }
+            GetOutput::Arrow if flags.wants_arrow_file() => {
+                let writer = FileWriter::try_new(output, &schema);
+                Form::ArrowFile(Box::new(writer.map_err(|error| broken.failure(&error))?))
             }
             GetOutput::Arrow => {
                 let writer = StreamWriter::try_new(output, &schema);
@@ -113,6 +118,9 @@ impl Sink {
                 .write(batch)
                 .and_then(|()| writer.flush())
                 .map_err(|error| broken.failure(&error))?,
+            Form::ArrowFile(writer) => {
+                writer.write(batch).map_err(|error| broken.failure(&error))?;
+            }
             Form::Parquet(writer) => {
                 let mut written = writer.write(batch);
                 if writer.in_progress_size() > ROW_GROUP_BYTES_MAX {
@@ -140,6 +148,10 @@ impl Sink {
                 output.flush().map_err(|error| broken.failure(&error))
             }
             Form::Arrow(writer) => writer
+                .finish()
+                .and_then(|()| writer.flush())
+                .map_err(|error| broken.failure(&error)),
+            Form::ArrowFile(writer) => writer
                 .finish()
                 .and_then(|()| writer.flush())
                 .map_err(|error| broken.failure(&error)),

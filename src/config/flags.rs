@@ -15,14 +15,13 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
-use regex::Regex;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use client::ClientFlags;
 
 use super::formats::{Format, OnBadRecord, TopicSettings};
-use super::streams::{Start, WhenFull};
+use super::streams::{Start, WhenFull, topic_pattern};
 use super::topic_is_legal;
 use super::units::{ByteSize, Count, Span, from_text};
 
@@ -431,7 +430,7 @@ impl FromStr for TopicName {
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text.trim();
         if name.starts_with('^') {
-            Regex::new(name).map_err(|error| format!("'{name}': {error}"))?;
+            topic_pattern(name)?;
             return Ok(Self(name.to_owned()));
         }
         match name.is_empty() || topic_is_legal(name) {

@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Deserializer};
 
 use super::units::from_text;
@@ -58,6 +58,18 @@ pub enum WhenFull {
     Pause,
     /// The stream ends with an error.
     Error,
+}
+
+/// Most bytes of a compiled regular expression: who may add one must not fill the memory with it.
+const PATTERN_BYTES_MAX: usize = 1 << 18;
+
+/// The regular expression of topics that are to be streams.
+///
+/// # Errors
+/// It is none, or too large.
+pub fn topic_pattern(text: &str) -> Result<Regex, String> {
+    let built = RegexBuilder::new(text).size_limit(PATTERN_BYTES_MAX).build();
+    built.map_err(|error| format!("'{text}': {error}"))
 }
 
 /// How topics are kept as streams.

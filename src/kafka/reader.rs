@@ -22,8 +22,7 @@ const TAKE_MAX: usize = 128;
 /// A client that reads.
 pub struct LogReader {
     handle: Arc<Handle>,
-    /// Errors of the client as a whole; librdkafka recovers from them by itself.
-    errors: Queue,
+    /// Ends are those of the log, not stable ones.
     reads_uncommitted: bool,
 }
 
@@ -74,9 +73,9 @@ impl LogReader {
         // Where the log begins or ends is this reader's business, and a bound may lie behind the last message.
         settings.insert("auto.offset.reset".to_owned(), "error".to_owned());
         settings.insert("enable.partition.eof".to_owned(), "true".to_owned());
-        let handle = Handle::new(ClientKind::Consumer, &settings, sys::RD_KAFKA_EVENT_ERROR)?;
-        let errors = Queue::of_main(&handle)?;
-        Ok(Self { handle, errors, reads_uncommitted: options.reads_uncommitted })
+        // Errors of the client as a whole are logged: nobody would take them from its queue.
+        let handle = Handle::new(ClientKind::Consumer, &settings, 0)?;
+        Ok(Self { handle, reads_uncommitted: options.reads_uncommitted })
     }
 
     /// A reading that has no partition yet. `on_record` is called on a thread of librdkafka's when there is something to
@@ -89,15 +88,6 @@ impl LogReader {
         queue.on_non_empty(on_record);
         let partitions = Vec::new();
         Ok(Reading { queue, handle: self.handle.clone(), partitions, is_stopped: false })
-    }
-
-    /// The last error of the client as a whole since the last call, in librdkafka's words.
-    pub fn error(&self) -> Option<String> {
-        let mut last = None;
-        while let Some(event) = self.errors.poll(0) {
-            last = Some(event.error_text());
-        }
-        last
     }
 
     /// How many partitions `topic` has; 0 where it does not exist. Blocks.

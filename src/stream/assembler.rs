@@ -35,6 +35,8 @@ pub struct Assembler {
     bytes: usize,
     /// When the first of `records` came.
     since: Option<Instant>,
+    /// Most records of the next batch, where those that are there are more than one; then no others come in between.
+    part: Option<usize>,
 }
 
 impl Assembler {
@@ -46,7 +48,7 @@ impl Assembler {
         let format = formats.topic(&topic)?;
         let decoder = format.decoder(&Projection::All, Layout::Struct, None)?;
         let records = Vec::new();
-        Ok(Self { topic, format, decoder, limits, records, bytes: 0, since: None })
+        Ok(Self { topic, format, decoder, limits, records, bytes: 0, since: None, part: None })
     }
 
     /// The columns of a batch without rows: those that were seen so far.
@@ -71,7 +73,9 @@ impl Assembler {
 
     /// Whether there are enough for a batch.
     pub fn is_full(&self) -> bool {
-        self.records.len() >= self.limits.rows_max || self.bytes >= self.limits.bytes_max
+        self.part.is_some()
+            || self.records.len() >= self.limits.rows_max
+            || self.bytes >= self.limits.bytes_max
     }
 
     /// When those that are there have waited long enough.
@@ -79,12 +83,13 @@ impl Assembler {
         Some(self.since? + self.limits.linger)
     }
 
-    /// Makes a batch, seldom several, of what is there. Rows of a partition lie together, in the order of the log. `ends` is
-    /// where the topic was before, and then is behind them.
+    /// Makes a batch of what is there; seldom, where a few bytes stand for many, of a part of it, and is full until the rest
+    /// is cut as well. Rows of a partition lie together, in the order of the log. `ends` is where the topic was before, and
+    /// then is behind them.
     ///
     /// # Errors
-    /// A bad record, where the topic's policy is to fail; or a failure of ours.
-    pub async fn cut(&mut self, ends: &mut Positions) -> Result<Vec<EncodedBatch>> {
+    /// A bad record, where the topic's policy is to fail ([`ErrorKind::Conflict`]); or a failure of ours.
+    pub async fn cut(&mut self, ends: &mut Positions) -> Result<EncodedBatch> {
         self.records.sort_by_key(Record::partition);
         let with_headers = self.decoder.wants_headers();
         let views: Vec<RecordView<'_>> =
@@ -96,43 +101,45 @@ impl Assembler {
             }
             self.decoder.fetch(unfetched).await;
         }
-        let mut batches = Vec::new();
-        let mut rest = views.as_slice();
-        while !rest.is_empty() {
-            let mut covered = rest.len();
-            let decoded = loop {
-                match self.decoder.decode(rest.get(..covered).unwrap_or_default()) {
-                    // A few bytes may stand for many rows.
-                    Err(error) if error.kind() == ErrorKind::Exhausted && covered > 1 => {
-                        covered /= 2;
-                    }
-                    decoded => break decoded?,
+        let mut covered = self.part.unwrap_or(views.len()).min(views.len());
+        let decoded = loop {
+            let decoded = match self.decoder.decode(views.get(..covered).unwrap_or_default()) {
+                Err(error) if error.kind() == ErrorKind::Exhausted && covered > 1 => {
+                    covered /= 2;
+                    continue;
                 }
+                decoded => decoded?,
             };
-            if self.format.on_bad_record == OnBadRecord::Fail
-                && let Some(bad) = decoded.bad.first()
-                && let Some(record) = rest.get(bad.record)
-            {
-                return Err(Error::invalid(format!(
-                    "bad record {}:{}:{}: {}",
-                    self.topic, record.partition, record.offset, bad.reject
-                )));
-            }
-            let (done, left) = rest.split_at(covered);
-            let starts = ends.clone();
-            for of_one in done.chunk_by(|a, b| a.partition == b.partition) {
-                if let Some(last) = of_one.last() {
-                    ends.set(last.partition, last.offset + 1);
+            let first_bad = decoded.bad.iter().min_by_key(|bad| bad.record);
+            match first_bad.filter(|_| self.format.on_bad_record == OnBadRecord::Fail) {
+                None => break decoded,
+                Some(bad) if bad.record == 0 => {
+                    return Err(bad_record(&self.topic, views.first(), &bad.reject));
                 }
+                // What comes before it comes first.
+                Some(bad) => covered = bad.record,
             }
-            batches.push(EncodedBatch::new(&decoded.batch, starts, ends.clone())?);
-            rest = left;
+        };
+        let done = views.get(..covered).unwrap_or_default();
+        let starts = ends.clone();
+        for of_one in done.chunk_by(|a, b| a.partition == b.partition) {
+            if let Some(last) = of_one.last() {
+                ends.set(last.partition, last.offset + 1);
+            }
         }
         drop(views);
         self.decoder.done();
-        self.records.clear();
-        self.bytes = 0;
-        self.since = None;
-        Ok(batches)
+        self.records.drain(..covered);
+        self.part = (!self.records.is_empty()).then_some(covered * 2);
+        if self.records.is_empty() {
+            self.bytes = 0;
+            self.since = None;
+        }
+        EncodedBatch::new(&decoded.batch, starts, ends.clone())
     }
+}
+
+fn bad_record(topic: &str, record: Option<&RecordView<'_>>, why: &impl std::fmt::Display) -> Error {
+    let (partition, offset) = record.map_or((-1, -1), |record| (record.partition, record.offset));
+    Error::new(ErrorKind::Conflict, format!("bad record {topic}:{partition}:{offset}: {why}"))
 }

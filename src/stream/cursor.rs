@@ -1,7 +1,6 @@
 //! [`Cursor`]: one reader's place in a topic. It shares the batches of the topic's stream where they reach, and reads Kafka
 //! itself for what is older: nothing is ever skipped in silence.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, BooleanArray};
@@ -45,7 +44,6 @@ pub struct Cursor {
     breaks: Option<usize>,
     changes: Option<watch::Receiver<u64>>,
     scan: Option<Scan>,
-    scanned: VecDeque<EncodedBatch>,
     is_shared: bool,
 }
 
@@ -54,7 +52,7 @@ enum Found {
     Batch(Arc<EncodedBatch>),
     /// Nothing yet.
     Nothing,
-    /// It begins there, which is later.
+    /// What is wanted before these positions is not there.
     Behind(Positions),
     /// A partition goes on there, which is earlier.
     Broken {
@@ -87,7 +85,6 @@ impl Cursor {
             breaks: None,
             changes,
             scan: None,
-            scanned: VecDeque::new(),
             is_shared: false,
         })
     }
@@ -108,18 +105,14 @@ impl Cursor {
     /// The stream that it follows has failed, or Kafka cannot be read.
     pub async fn next(&mut self) -> Result<Option<Arc<EncodedBatch>>> {
         loop {
-            if let Some(batch) = self.scanned.pop_front() {
-                self.positions.raise_all(&batch.ends);
-                self.is_shared = false;
-                return Ok(Some(Arc::new(batch)));
-            }
             if let Some(scan) = &mut self.scan {
-                self.scanned.extend(scan.next().await?);
-                if self.scanned.is_empty() {
-                    let ends = scan.ends().clone();
-                    self.positions.raise_all(&ends);
-                    self.scan = None;
+                let scanned = scan.next().await?;
+                self.positions.raise_all(scan.ends());
+                if let Some(batch) = scanned {
+                    self.is_shared = false;
+                    return Ok(Some(Arc::new(batch)));
                 }
+                self.scan = None;
                 continue;
             }
             if self.until.as_ref().is_some_and(|until| self.positions.covers(until)) {
@@ -140,13 +133,7 @@ impl Cursor {
                         return Ok(Some(batch));
                     }
                 }
-                Found::Behind(starts) => {
-                    let until = match &self.until {
-                        Some(until) => starts.lower(until),
-                        None => starts,
-                    };
-                    self.scan_to(until)?;
-                }
+                Found::Behind(starts) => self.scan_to(starts)?,
                 Found::Broken { partition, first } => {
                     let offset = self.positions.get(partition);
                     return Err(not_there(&self.sources.topic, partition, offset, Some(first)));
@@ -190,8 +177,13 @@ impl Cursor {
             return Found::Broken { partition, first };
         }
         self.breaks = Some(window.breaks());
-        if !self.positions.covers(window.starts()) {
-            return Found::Behind(window.starts().clone());
+        // Where this cursor ends before the window begins, nothing more is wanted of that.
+        let starts = match &self.until {
+            Some(until) => window.starts().lower(until),
+            None => window.starts().clone(),
+        };
+        if !self.positions.covers(&starts) {
+            return Found::Behind(starts);
         }
         let known = self.number.filter(|number| *number >= window.first_number());
         let number = known.unwrap_or(window.first_number());
@@ -229,10 +221,10 @@ impl Cursor {
             partitions.values().iter().zip(offsets.values()).map(is_wanted).map(Some).collect();
         let starts = self.positions.clone();
         let mut ends = starts.clone();
-        ends.raise_all(&batch.ends);
-        if let Some(until) = &self.until {
-            ends = ends.lower(until);
-        }
+        ends.raise_all(&match &self.until {
+            Some(until) => batch.ends.lower(until),
+            None => batch.ends.clone(),
+        });
         self.positions = ends.clone();
         if wanted.true_count() == 0 {
             return Ok(None);

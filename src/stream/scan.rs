@@ -246,11 +246,15 @@ impl Scan {
         &self.ends
     }
 
-    /// The next batches; none, if the bounds are reached everywhere.
+    /// The next batch; `None`, if the bounds are reached everywhere.
     ///
     /// # Errors
     /// Kafka no longer has what comes next ([`ErrorKind::OutOfRange`], with the first offset it has); or reading fails.
-    pub async fn next(&mut self) -> Result<Vec<EncodedBatch>> {
+    pub async fn next(&mut self) -> Result<Option<EncodedBatch>> {
+        if self.failed.is_some() && !self.assembler.is_empty() {
+            // What was gathered before it comes first.
+            return self.assembler.cut(&mut self.ends).await.map(Some);
+        }
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
@@ -262,7 +266,7 @@ impl Scan {
                     || self.assembler.is_full()
                     || due.is_some_and(|due| due <= Instant::now()))
             {
-                return self.assembler.cut(&mut self.ends).await;
+                return self.assembler.cut(&mut self.ends).await.map(Some);
             }
             if is_over {
                 // Behind the last record there may be some that are for no reader.
@@ -270,7 +274,7 @@ impl Scan {
                     self.ends.raise(partition, end);
                 }
                 self.end_turn();
-                return Ok(Vec::new());
+                return Ok(None);
             }
             if self.found.is_empty() {
                 let Some(turn) = &self.turn else {
@@ -299,9 +303,8 @@ impl Scan {
                     if self.assembler.is_empty() {
                         return Err(error);
                     }
-                    // What was gathered before it comes first.
                     self.failed = Some(error);
-                    return self.assembler.cut(&mut self.ends).await;
+                    return self.assembler.cut(&mut self.ends).await.map(Some);
                 }
             }
             tokio::task::yield_now().await;

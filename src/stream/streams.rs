@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use parking_lot::Mutex;
 use regex::Regex;
 use tokio::runtime::Handle;
@@ -14,11 +14,12 @@ use super::assembler::{Assembler, CutLimits};
 use super::blocking;
 use super::cursor::{Cursor, Sources};
 use super::scan::ReaderPool;
-use super::topic_stream::{ASK_TIMEOUT, Attached, StreamSettings, TopicStream};
+use super::topic_stream::{ASK_TIMEOUT, Attached, Phase, StreamSettings, StreamView, TopicStream};
 use super::window::{Memory, Positions};
 use crate::config::KafkaOptions;
 use crate::config::streams::Start;
 use crate::decode::formats::Formats;
+use crate::decode::unite::unite;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::Partition;
 use crate::kafka::options::ConsumerOptions;
@@ -42,6 +43,9 @@ const LEADER_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long a broker may wait for more records of a range that is there, in milliseconds.
 const SCAN_WAIT_MS: u32 = 10;
+
+/// Most regular expressions for topics that are to be streams.
+const PATTERNS_MAX: usize = 1000;
 
 /// Clients that read what no window has, at most.
 const SCANS_MAX: usize = 8;
@@ -146,6 +150,20 @@ impl Streams {
         self.streams.lock().values().map(|entry| entry.stream.clone()).collect()
     }
 
+    /// What `stream` looks like once it knows where it begins, or after a few seconds in which it does not find out.
+    pub async fn begun(stream: &TopicStream) -> StreamView {
+        let mut changes = stream.changes();
+        let begins = async {
+            loop {
+                let view = stream.view();
+                if !matches!(view.phase, Phase::Starting) || changes.changed().await.is_err() {
+                    return view;
+                }
+            }
+        };
+        tokio::time::timeout(ASK_TIMEOUT, begins).await.unwrap_or_else(|_| stream.view())
+    }
+
     /// How many readers read ranges that no window has, and how many wait until they may.
     pub fn range_readers(&self) -> (usize, usize) {
         self.pool.users()
@@ -162,16 +180,48 @@ impl Streams {
     /// # Errors
     /// An illegal name, or librdkafka's options are.
     pub async fn open(&self, topic: &str) -> Result<Arc<TopicStream>> {
-        Ok(self.attach(topic, true, self.settings.start).await?.share())
+        Ok(self.attach(topic, true, self.start_of(topic)).await?.share())
     }
 
-    /// Makes streams of the topics whose names match, of each as soon as it exists; those that come later from their
-    /// beginning on.
-    pub fn add_pattern(&self, names: Regex) {
-        let mut patterns = self.patterns.lock();
-        if patterns.iter().all(|known| known.names.as_str() != names.as_str()) {
-            patterns.push(Pattern { names, seen: None });
+    /// Where a stream begins that somebody asks for: at its beginning, if a pattern is about to find out that it is new.
+    fn start_of(&self, topic: &str) -> Start {
+        let is_new = |pattern: &Pattern| {
+            let is_unseen = pattern.seen.as_ref().is_some_and(|seen| !seen.contains(topic));
+            is_unseen && pattern.names.is_match(topic)
+        };
+        match self.patterns.lock().iter().any(is_new) {
+            true => Start::Earliest,
+            false => self.settings.start,
         }
+    }
+
+    /// Makes streams of the topics whose names match now, as [`add_pattern`](Self::add_pattern) does of those to come.
+    ///
+    /// # Errors
+    /// There are too many patterns, or no broker answers.
+    pub async fn open_pattern(&self, names: Regex) -> Result<()> {
+        let topics = self.topics().await?;
+        self.add_pattern(names.clone())?;
+        self.open_matching(&topics).await;
+        Ok(())
+    }
+
+    /// Makes streams of the topics whose names match, of each as soon as it exists; those that come after the first look
+    /// from their beginning on.
+    ///
+    /// # Errors
+    /// There are too many patterns.
+    pub fn add_pattern(&self, names: Regex) -> Result<()> {
+        let mut patterns = self.patterns.lock();
+        if patterns.iter().any(|known| known.names.as_str() == names.as_str()) {
+            return Ok(());
+        }
+        if patterns.len() >= PATTERNS_MAX {
+            let why = format!("there are {PATTERNS_MAX} regular expressions for streams already");
+            return Err(Error::new(ErrorKind::Exhausted, why));
+        }
+        patterns.push(Pattern { names, seen: None });
+        Ok(())
     }
 
     /// Makes no more streams of topics that match this; those that it has made stay. Returns whether it was there.
@@ -211,16 +261,16 @@ impl Streams {
 
     /// Ends the stream of `topic`; returns whether there was one.
     pub fn close(&self, topic: &str) -> bool {
-        let entry = self.streams.lock().remove(topic);
-        entry.inspect(|entry| self.end(entry)).is_some()
+        // With the lock, because another stream of the topic counts with the same labels.
+        let mut streams = self.streams.lock();
+        streams.remove(topic).inspect(|entry| self.end(entry)).is_some()
     }
 
     /// Ends all of them, and takes no new ones.
     pub fn close_all(&self) {
         self.stop.cancel();
-        for entry in std::mem::take(&mut *self.streams.lock()).into_values() {
-            self.end(&entry);
-        }
+        let mut streams = self.streams.lock();
+        std::mem::take(&mut *streams).values().for_each(|entry| self.end(entry));
     }
 
     fn end(&self, entry: &Entry) {
@@ -243,59 +293,59 @@ impl Streams {
                 continue;
             }
             looked = Some(Instant::now());
-            for topic in self.failed() {
-                if let Err(error) = self.open(&topic).await {
+            for (topic, start) in self.failed() {
+                if let Err(error) = self.attach(&topic, true, start).await {
                     tracing::warn!(%topic, %error, "opening a stream again");
                 }
             }
-            if let Err(error) = self.open_matching().await {
-                tracing::warn!(%error, "looking for topics that are to be streams");
+            if self.patterns.lock().is_empty() {
+                continue;
+            }
+            match self.topics().await {
+                Ok(topics) => self.open_matching(&topics).await,
+                Err(error) => tracing::warn!(%error, "looking for topics that are to be streams"),
             }
         }
     }
 
     fn close_idle(&self) {
         let idle_max = self.settings.window.age_max;
-        let mut idle = Vec::new();
-        self.streams.lock().retain(|_, entry| {
+        self.streams.lock().retain(|topic, entry| {
             let is_idle = !entry.stays && entry.stream.idle().is_some_and(|idle| idle >= idle_max);
             if is_idle {
-                idle.push(Entry { stream: entry.stream.clone(), stays: false });
+                tracing::info!(%topic, "nobody reads this stream: closed");
+                self.end(entry);
             }
             !is_idle
         });
-        for entry in &idle {
-            tracing::info!(topic = %entry.stream.topic(), "nobody reads this stream: closed");
-            self.end(entry);
-        }
     }
 
-    /// Topics that are wanted as streams, and whose streams have failed; not because of a full window, which
-    /// stays so until somebody looks after it.
-    fn failed(&self) -> Vec<Arc<str>> {
-        let is_failed = |entry: &Entry| {
-            let failure = entry.stream.failure();
-            entry.stays && failure.is_some_and(|error| error.kind() != ErrorKind::Exhausted)
+    /// Topics that are wanted as streams, and whose streams have failed, with where they are to begin; not because of a full
+    /// window, which stays so until somebody looks after it.
+    fn failed(&self) -> Vec<(Arc<str>, Start)> {
+        let start = |entry: &Entry| match entry.stream.failure()?.kind() {
+            ErrorKind::Exhausted => None,
+            // It was made anew, or will be.
+            ErrorKind::NotFound => Some(Start::Earliest),
+            _ => Some(self.settings.start),
         };
         let streams = self.streams.lock();
-        let failed = streams.iter().filter(|(_, entry)| is_failed(entry));
-        failed.map(|(topic, _)| topic.clone()).collect()
+        let wanted = streams.iter().filter(|(_, entry)| entry.stays);
+        wanted.filter_map(|(topic, entry)| Some((topic.clone(), start(entry)?))).collect()
     }
 
-    async fn open_matching(&self) -> Result<()> {
-        if self.patterns.lock().is_empty() {
-            return Ok(());
-        }
-        let topics = self.topics().await?;
+    async fn open_matching(&self, topics: &[TopicInfo]) {
         let start = self.settings.start;
-        let look = |pattern: &mut Pattern| pattern.look(&topics, start);
+        let look = |pattern: &mut Pattern| pattern.look(topics, start);
         let wanted: Vec<_> = self.patterns.lock().iter_mut().flat_map(look).collect();
         for (topic, start) in wanted {
             if let Err(error) = self.attach(&topic, true, start).await {
                 tracing::warn!(%topic, %error, "opening a stream");
+                for pattern in self.patterns.lock().iter_mut() {
+                    pattern.seen.as_mut().map(|seen| seen.remove(&topic));
+                }
             }
         }
-        Ok(())
     }
 
     /// A cursor on `topic` from `from` to `until`.
@@ -312,7 +362,7 @@ impl Streams {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn follow(&self, topic: &str, from: Positions) -> Result<Cursor> {
-        let stream = self.attach(topic, false, self.settings.start).await?;
+        let stream = self.attach(topic, false, self.start_of(topic)).await?;
         Cursor::new(self.sources(topic), Some(stream), from, None)
     }
 
@@ -324,23 +374,42 @@ impl Streams {
         Assembler::new(topic.into(), &self.formats, self.settings.cut)?.schema()
     }
 
-    /// The columns of the first records from `from` on, if there are any; nothing is made or kept for it.
+    /// The columns of some records from `from` up to `to`, or up to where the topic ends: the first and the last ones of each
+    /// partition. Nothing is made or kept for it.
     ///
     /// # Errors
     /// The topic does not exist, or cannot be read.
-    pub async fn sample(&self, topic: &str, from: &Positions) -> Result<Option<SchemaRef>> {
+    pub async fn sample(
+        &self,
+        topic: &str,
+        from: &Positions,
+        to: Option<&Positions>,
+    ) -> Result<Option<SchemaRef>> {
         let ends = self.offsets(topic, OffsetOf::End).await?;
-        let first = self.offsets(topic, OffsetOf::Beginning).await?;
+        let to = to.map_or(ends.clone(), |to| ends.lower(to));
         let mut from = from.clone();
-        from.raise_all(&first);
-        let mut to = from.clone();
-        for (partition, end) in ends.iter() {
-            to.set(partition, end.min(from.get(partition) + SAMPLES_MAX));
+        from.raise_all(&self.offsets(topic, OffsetOf::Beginning).await?);
+        let (mut head, mut tail) = (to.clone(), from.clone());
+        for (partition, end) in to.iter() {
+            head.set(partition, end.min(from.get(partition) + SAMPLES_MAX));
+            tail.raise(partition, (end - SAMPLES_MAX).max(head.get(partition)));
         }
-        let mut cursor = Cursor::new(self.sources(topic), None, from, Some(to))?;
+        // The second range knows the columns of the first.
         let mut schema = None;
-        while let Some(batch) = cursor.next().await? {
-            schema = Some(batch.batch.schema());
+        for (from, to) in [(from, head), (tail, to)] {
+            let mut cursor = Cursor::new(self.sources(topic), None, from, Some(to))?;
+            loop {
+                match cursor.next().await {
+                    Ok(Some(batch)) => {
+                        let new = batch.batch.schema();
+                        schema = Some(schema.map_or(new.clone(), |known| united(&known, &new)));
+                    }
+                    Ok(None) => break,
+                    // A bad record, which the topic does not allow, is for those who read as far as that.
+                    Err(error) if error.kind() == ErrorKind::Conflict => return Ok(schema),
+                    Err(error) => return Err(error),
+                }
+            }
         }
         Ok(schema)
     }
@@ -419,6 +488,20 @@ impl Streams {
         let made = Arc::new(made.await?);
         Ok(self.clients.get_or_init(|| made).clone())
     }
+}
+
+/// The columns of both, those of `known` first; what contradicts them is left out.
+pub fn united(known: &SchemaRef, new: &SchemaRef) -> SchemaRef {
+    let [known_type, new_type] = [known, new].map(|schema| DataType::Struct(schema.fields.clone()));
+    let Some(DataType::Struct(fields)) = unite(&known_type, &new_type) else {
+        return known.clone();
+    };
+    let as_known = |field: &FieldRef| {
+        let known = known.field_with_name(field.name());
+        let is_nullable = known.map_or(true, Field::is_nullable);
+        Arc::new(field.as_ref().clone().with_nullable(is_nullable))
+    };
+    Arc::new(Schema::new(fields.iter().map(as_known).collect::<Fields>()))
 }
 
 fn count(reader: &LogReader, topic: &str) -> Result<i32> {

@@ -33,6 +33,9 @@ pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Looks that find a topic gone before its stream ends: a broker that has just started may not know it yet.
+const MISSES_MAX: u32 = 2;
+
 /// Time between two looks at the lag.
 const LAG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -316,6 +319,7 @@ impl TopicStream {
             found: VecDeque::new(),
             partitions: 0,
             was_missing: false,
+            misses: 0,
             ends: Vec::new(),
             looked: Instant::now(),
         };
@@ -387,6 +391,8 @@ struct Feed<'a> {
     partitions: i32,
     /// Its topic did not exist when it was looked for.
     was_missing: bool,
+    /// Looks in a row that found it gone, or with fewer partitions than are read.
+    misses: u32,
     /// Ends that were reached behind what is in the assembler.
     ends: Vec<(i32, i64)>,
     /// When the ends of its partitions were looked at last.
@@ -403,7 +409,8 @@ impl Feed<'_> {
             self.look_at_ends(&clients.log);
             self.expire();
             if let Some(until) = self.wait_for_room()? {
-                tokio::time::sleep_until(until.min(look).into()).await;
+                let next_look = Instant::now() + LAG_INTERVAL;
+                tokio::time::sleep_until(until.min(look).min(next_look).into()).await;
                 continue;
             }
             let due = self.assembler.due();
@@ -447,9 +454,17 @@ impl Feed<'_> {
             let new: Vec<Partition> = (known..count)
                 .map(|partition| Partition::new(asking.clone(), partition, None))
                 .collect();
-            if new.is_empty() { Ok(new) } else { starts_of(&asked, &new, start) }
+            let starts = if new.is_empty() { new } else { starts_of(&asked, &new, start)? };
+            Ok((count, starts))
         };
-        let starts = match blocking(ask).await {
+        let asked = blocking(ask).await;
+        let is_gone = matches!(&asked, Ok((count, _)) if *count < known);
+        self.misses = if is_gone { self.misses + 1 } else { 0 };
+        if self.misses >= MISSES_MAX {
+            let why = format!("topic '{topic}' was deleted, or made anew with fewer partitions");
+            return Err(Error::new(ErrorKind::NotFound, why));
+        }
+        let starts = match asked.map(|(_, starts)| starts) {
             Ok(starts) if starts.is_empty() && is_first => {
                 self.was_missing = true;
                 return Ok(RETRY_INTERVAL);
@@ -520,11 +535,15 @@ impl Feed<'_> {
             }
             WhenFull::DropOldest | WhenFull::Pause | WhenFull::Error => None,
         };
-        match (&state.phase, until) {
-            (Phase::Live, Some(_)) => state.phase = Phase::Paused,
-            (Phase::Paused, None) => state.phase = Phase::Live,
-            _ => {}
-        }
+        let phase = match (&state.phase, until) {
+            (Phase::Live, Some(_)) => Phase::Paused,
+            (Phase::Paused, None) => Phase::Live,
+            _ => return Ok(until),
+        };
+        state.phase = phase;
+        drop(state);
+        // Who waits for the rest of a range gets it from Kafka.
+        self.stream.changed();
         Ok(until)
     }
 
@@ -547,7 +566,7 @@ impl Feed<'_> {
 
     /// Goes on where a partition begins now: retention, or somebody, has deleted what comes next.
     async fn begin_anew(&mut self, partition: i32, asker: &Arc<LogReader>) -> Result<()> {
-        if !self.assembler.is_empty() {
+        while !self.assembler.is_empty() {
             self.cut().await?;
         }
         let topic = self.stream.topic.clone();
@@ -593,19 +612,19 @@ impl Feed<'_> {
     /// Makes a batch of what is gathered.
     async fn cut(&mut self) -> Result<()> {
         let mut ends = self.stream.state.lock().window.ends().clone();
-        let batches = self.assembler.cut(&mut ends).await?;
+        let batch = self.assembler.cut(&mut ends).await?;
         let evicts = self.stream.settings.when_full == WhenFull::DropOldest;
         let mut state = self.stream.state.lock();
-        for batch in batches {
-            if state.schema.as_ref() != Some(batch.batch.schema_ref()) {
-                state.schema = Some(batch.batch.schema());
-                state.epoch += 1;
-            }
-            let evicted = state.window.push(Arc::new(batch), evicts);
-            self.stream.count(&mut state, evicted);
+        if state.schema.as_ref() != Some(batch.batch.schema_ref()) {
+            state.schema = Some(batch.batch.schema());
+            state.epoch += 1;
         }
-        for (partition, offset) in self.ends.drain(..) {
-            state.window.advance(partition, offset);
+        let evicted = state.window.push(Arc::new(batch), evicts);
+        self.stream.count(&mut state, evicted);
+        if self.assembler.is_empty() {
+            for (partition, offset) in self.ends.drain(..) {
+                state.window.advance(partition, offset);
+            }
         }
         drop(state);
         self.stream.changed();

@@ -155,11 +155,13 @@ pub struct Window {
     rows: u64,
     limits: WindowLimits,
     memory: Arc<Memory>,
-    /// Where partitions began anew, in their order.
-    breaks: Vec<(i32, i64)>,
+    /// Where partitions began anew, in their order; the last ones.
+    breaks: VecDeque<(i32, i64)>,
+    /// Breaks before those.
+    breaks_forgotten: usize,
 }
 
-/// Breaks that a window remembers. A reader that was away for longer is told by Kafka.
+/// Breaks that a window remembers. A reader that was away for more is told by Kafka.
 const BREAKS_MAX: usize = 1000;
 
 impl Window {
@@ -175,7 +177,8 @@ impl Window {
             rows: 0,
             limits,
             memory,
-            breaks: Vec::new(),
+            breaks: VecDeque::new(),
+            breaks_forgotten: 0,
         }
     }
 
@@ -258,22 +261,24 @@ impl Window {
     pub fn break_off(&mut self, partition: i32, offset: i64) -> Evicted {
         let evicted = Evicted { broken_rows: self.clear(), ..Evicted::default() };
         self.begin(partition, offset);
-        if self.breaks.len() < BREAKS_MAX {
-            self.breaks.push((partition, offset));
+        if self.breaks.len() == BREAKS_MAX {
+            self.breaks.pop_front();
+            self.breaks_forgotten += 1;
         }
+        self.breaks.push_back((partition, offset));
         evicted
     }
 
     /// How many breaks there were.
     pub fn breaks(&self) -> usize {
-        self.breaks.len()
+        self.breaks_forgotten + self.breaks.len()
     }
 
     /// The first break after the first `known` ones that a reader at `positions` cannot read over: the partition, and where
     /// it goes on.
     pub fn break_behind(&self, known: usize, positions: &Positions) -> Option<(i32, i64)> {
-        let breaks = self.breaks.get(known..).unwrap_or_default();
-        breaks.iter().copied().find(|(partition, offset)| positions.get(*partition) > *offset)
+        let breaks = self.breaks.iter().skip(known.saturating_sub(self.breaks_forgotten));
+        breaks.copied().find(|(partition, offset)| positions.get(*partition) > *offset)
     }
 
     /// Lets all batches go; returns their rows.

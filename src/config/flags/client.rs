@@ -201,14 +201,32 @@ pub enum PutInput {
 impl GetFlags {
     /// How rows are written, said or not.
     pub fn output(&self) -> GetOutput {
-        let of_file = || match extension(self.file.as_deref()?).as_str() {
+        self.output.or_else(|| self.output_of_file()).unwrap_or(GetOutput::Table)
+    }
+
+    /// Whether nothing says how rows are written, because the name of the file ends with something unknown.
+    pub fn is_output_unknown(&self) -> bool {
+        self.output.is_none() && self.output_of_file().is_none()
+    }
+
+    fn output_of_file(&self) -> Option<GetOutput> {
+        match self.extension().as_str() {
+            "" | "txt" => Some(GetOutput::Table),
             "json" | "ndjson" | "jsonl" => Some(GetOutput::Json),
             "csv" => Some(GetOutput::Csv),
-            "arrow" | "arrows" => Some(GetOutput::Arrow),
+            "arrow" | "arrows" | "feather" => Some(GetOutput::Arrow),
             "parquet" => Some(GetOutput::Parquet),
             _ => None,
-        };
-        self.output.or_else(of_file).unwrap_or(GetOutput::Table)
+        }
+    }
+
+    /// Whether Arrow is written as an IPC file, which `.arrow` stands for, and not as a stream (`.arrows`).
+    pub fn wants_arrow_file(&self) -> bool {
+        matches!(self.extension().as_str(), "arrow" | "feather")
+    }
+
+    fn extension(&self) -> String {
+        self.file.as_deref().map(extension).unwrap_or_default()
     }
 }
 
@@ -217,7 +235,7 @@ impl PutFlags {
     pub fn input(&self) -> PutInput {
         self.input.unwrap_or_else(|| match extension(&self.file).as_str() {
             "csv" => PutInput::Csv,
-            "arrow" | "arrows" => PutInput::Arrow,
+            "arrow" | "arrows" | "feather" => PutInput::Arrow,
             "parquet" => PutInput::Parquet,
             _ => PutInput::Json,
         })

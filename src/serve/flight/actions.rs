@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use arrow_flight::{Action, ActionType};
 use bytes::Bytes;
-use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::request::not;
 use super::service::Parts;
+use crate::config::streams::topic_pattern;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::admin::{Admin, TopicSpec};
 use crate::stream::acks::parse_acks;
@@ -106,10 +106,8 @@ async fn create_topic(parts: &Parts, body: &str) -> Result<()> {
 
 async fn add_stream(parts: &Parts, name: &str) -> Result<()> {
     if name.starts_with('^') {
-        let names =
-            Regex::new(name).map_err(|error| Error::invalid(format!("'{name}': {error}")))?;
-        parts.streams.add_pattern(names);
-        return Ok(());
+        let names = topic_pattern(name).map_err(Error::invalid)?;
+        return parts.streams.open_pattern(names).await;
     }
     parts.streams.partition_count(name).await?;
     parts.streams.open(name).await.map(|_| ())

@@ -32,7 +32,7 @@ use crate::stream::fit::Fit;
 use crate::stream::registry::Lease;
 use crate::stream::session::{Pop, SessionName};
 
-/// Acks all that was handed out last, as in `RPUSH acks last`.
+/// In `RPUSH acks` all that the last reply had.
 const LAST: &[u8] = b"last";
 
 /// Metadata of a client whose answers wait for the first batch; beyond this it is not read before.
@@ -101,7 +101,6 @@ struct Exchange {
     answers: Vec<Map<String, Value>>,
     /// Bytes of what they answer.
     unanswered_bytes: usize,
-    last: Vec<Ack>,
     is_over: bool,
 }
 
@@ -146,7 +145,6 @@ pub fn exchange(
         ready: VecDeque::new(),
         answers: Vec::new(),
         unanswered_bytes: 0,
-        last: Vec::new(),
         is_over: false,
     };
     Ok(try_unfold(exchange, |mut exchange| async move {
@@ -242,16 +240,18 @@ impl Exchange {
     }
 
     fn ack(&self, text: &Bytes) -> Result<usize> {
-        let acks = match &**text {
-            LAST => self.last.clone(),
-            text => parse_acks([text].into_iter())?,
-        };
-        self.lease.session().ack(&acks)
+        if **text == *LAST {
+            // What was sent may be unread, and an ack covers everything before it.
+            return Err(Error::invalid(
+                "last: an exchange takes the acks that came with a message",
+            ));
+        }
+        self.lease.session().ack(&parse_acks([&**text].into_iter())?)
     }
 
     /// Makes messages of a batch, each with the acks that cover it.
     fn hand_out(&mut self, batch: Batch) -> Result<()> {
-        let Batch { topic, acks, rows } = batch;
+        let Batch { topic, rows, .. } = batch;
         if self.fit.is_none() {
             let schema = promised(&rows.schema(), self.layout, &self.projection)?;
             self.ready.push_back(schema_message(&schema));
@@ -267,7 +267,6 @@ impl Exchange {
             Some(misfit) => begin_of_record(places, misfit),
             None => rows.num_rows(),
         };
-        self.last.clear();
         let mut pieces = Pieces::new(fitted.batch, fitting, self.drain.options().compression);
         while let Some((sent, part)) = pieces.next()? {
             let is_last = sent.end == fitting;
@@ -284,14 +283,9 @@ impl Exchange {
             if is_last && fitted.first_misfit.is_some() {
                 said.insert(SCHEMA_CHANGED.to_owned(), Value::Bool(true));
             }
-            self.last.extend(covered);
             self.ready.push_back(message(part, said));
         }
-        if fitted.first_misfit.is_some() {
-            self.is_over = true;
-        } else {
-            self.last = acks;
-        }
+        self.is_over |= fitted.first_misfit.is_some();
         Ok(())
     }
 }

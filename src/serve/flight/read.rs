@@ -26,7 +26,8 @@ use crate::metrics::Metrics;
 use crate::stream::cursor::Cursor;
 use crate::stream::encoded::{BatchMessage, EncodedBatch};
 use crate::stream::fit::Fit;
-use crate::stream::streams::Streams;
+use crate::stream::streams::{Streams, united};
+use crate::stream::topic_stream::StreamView;
 use crate::stream::window::Positions;
 
 /// Answers what a request leaves open.
@@ -37,11 +38,15 @@ pub async fn plan(streams: &Arc<Streams>, request: &ReadRequest) -> Result<Vec<T
     let topic = &request.topic;
     // One that has ended holds nothing.
     let stream = streams.get(topic).filter(|stream| !stream.has_ended());
-    let from = match (&request.from, &stream) {
+    let view = match &stream {
+        Some(stream) => Some(Streams::begun(stream).await),
+        None => None,
+    };
+    let from = match (&request.from, &view) {
         (Some(Place::Earliest), _) | (None, None) => {
             streams.offsets(topic, OffsetOf::Beginning).await?
         }
-        (Some(Place::Window) | None, Some(stream)) => stream.view().starts,
+        (Some(Place::Window) | None, Some(view)) => view.starts.clone(),
         (Some(Place::Window), None) => {
             let missing = format!("topic '{topic}' is no stream, so it has no window");
             return Err(Error::new(ErrorKind::NotFound, missing));
@@ -66,10 +71,7 @@ pub async fn plan(streams: &Arc<Streams>, request: &ReadRequest) -> Result<Vec<T
         Some(place) => Some(at(streams, topic, place).await?),
         None => None,
     };
-    let seen = match stream.and_then(|stream| stream.view().schema) {
-        Some(schema) => Some(schema),
-        None => streams.sample(topic, &from).await?,
-    };
+    let seen = columns_seen(streams, topic, (&from, to.as_ref()), view.as_ref()).await?;
     let projection = request.projection();
     let schema = match &seen {
         Some(schema) => {
@@ -101,6 +103,28 @@ pub async fn plan(streams: &Arc<Streams>, request: &ReadRequest) -> Result<Vec<T
     let count = streams.offsets(topic, OffsetOf::End).await?.iter().count();
     let of = |partition| Ticket { partition: Some(partition), ..ticket.clone() };
     Ok((0..).take(count).map(of).collect())
+}
+
+/// The columns of what lies in a range, as far as that is known without reading all of it.
+async fn columns_seen(
+    streams: &Streams,
+    topic: &str,
+    (from, to): (&Positions, Option<&Positions>),
+    view: Option<&StreamView>,
+) -> Result<Option<SchemaRef>> {
+    let window = view.and_then(|view| Some((view, view.schema.clone()?)));
+    let Some((view, of_window)) = window else { return streams.sample(topic, from, to).await };
+    let mut seen = None;
+    // What is older than the window, and what is not in it yet, may have columns that it has not.
+    if !from.covers(&view.starts) {
+        seen = streams.sample(topic, from, Some(&view.starts)).await?;
+    }
+    let mut seen = seen.map_or(of_window.clone(), |older| united(&older, &of_window));
+    if to.is_some_and(|to| !view.ends.covers(to)) {
+        let newer = streams.sample(topic, &view.ends, to).await?;
+        seen = newer.map_or(seen.clone(), |newer| united(&seen, &newer));
+    }
+    Ok(Some(seen))
 }
 
 async fn at(streams: &Streams, topic: &str, place: &Place) -> Result<Positions> {
@@ -272,10 +296,11 @@ pub async fn read(
         check_reached(&ticket.topic, to, &logged)?;
     }
     let follows = ticket.to.is_none();
-    let (mut from, mut to) = (ticket.from.clone(), ticket.to.clone());
-    if let (Some(partition), Some(to)) = (ticket.partition, &mut to) {
+    let (mut from, to) = (ticket.from.clone(), ticket.to.clone());
+    if let Some(partition) = ticket.partition {
         // The others are read from where they end.
-        for (other, end) in to.clone().iter().filter(|(other, _)| *other != partition) {
+        let ends = to.as_ref().unwrap_or(&logged);
+        for (other, end) in ends.iter().filter(|(other, _)| *other != partition) {
             from.set(other, end);
         }
     }
@@ -355,6 +380,9 @@ impl Read {
     /// Takes what fits of a batch; `before` is where the cursor was before it.
     fn take(&mut self, batch: &Arc<EncodedBatch>, before: Positions) -> Result<()> {
         let part = self.part_of(batch)?;
+        if part.as_ref().is_some_and(|part| part.num_rows() == 0) {
+            return Ok(());
+        }
         let source = part.as_ref().unwrap_or(&batch.batch);
         let fitted = self.fit.apply(source)?;
         let (partitions, offsets) = places(source)?;

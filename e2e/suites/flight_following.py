@@ -217,9 +217,9 @@ def evolution_of_a_follow(context):
 
 @case("flight", "evolution-of-a-bounded-read")
 def evolution_of_a_bounded_read(context):
-    """What a plan has not seen: the fields that fit come, `error` says what does not; a plan from there has the column."""
+    """What a plan has not seen, because it lies in the middle: the fields that fit come, `error` says what does not; a plan from there has the column."""
     pa, karrow, topic = libraries(), context.karrow, context.topic("growing", 1)
-    records = [{"n": number} for number in range(300)]
+    records = [{"n": number} for number in range(500)]
     records[250] = {"n": 250, "late": "x"}
     records[260] = {"n": "many"}
     records[270] = {"n": 270, "late": None}
@@ -228,8 +228,8 @@ def evolution_of_a_bounded_read(context):
         whole = client.read({"topic": topic, "from": "earliest"})
         table = whole.table()
         check_types(table.schema.field("payload").type, {"n": pa.int64()})
-        check_equal(table.column("offset").to_pylist(), list(range(300)), "offsets")
-        check_rows(payloads(table), [{"n": None if number == 260 else number} for number in range(300)])
+        check_equal(table.column("offset").to_pylist(), list(range(500)), "offsets")
+        check_rows(payloads(table), [{"n": None if number == 260 else number} for number in range(500)])
         bad = errors(table)
         check_equal(sorted(bad), [250, 260], "rows that do not fit")
         check("late" in bad[250][0], f"error of row 250: {bad[250][0]}")

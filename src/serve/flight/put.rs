@@ -26,7 +26,7 @@ use crate::kafka::producer::{
 const OPEN_BATCHES_MAX: usize = 64;
 
 /// Results that wait to be read; those behind them become one.
-const RESULTS_MAX: usize = 64;
+const RESULTS_MAX: usize = 4096;
 
 /// Every message begins so in an IPC stream.
 const CONTINUATION: [u8; 4] = [0xFF; 4];

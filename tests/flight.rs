@@ -1,23 +1,16 @@
 //! Arrow Flight, through its Rust client: what is planned, read, followed, put and consumed.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{
-    ArrayRef, AsArray, DictionaryArray, Int32Array, Int64Array, RecordBatch, StringArray,
-};
+use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Int32Type, Int64Type};
-use arrow::ipc::writer::{DictionaryHandling as IpcDictionaries, IpcWriteOptions, StreamWriter};
 use arrow_flight::decode::{DecodedPayload, FlightRecordBatchStream};
-use arrow_flight::encode::{DictionaryHandling, FlightDataEncoderBuilder};
 use arrow_flight::error::FlightError;
-use arrow_flight::{
-    Action, FlightClient, FlightData, FlightDescriptor, FlightInfo, PutResult, Ticket,
-};
+use arrow_flight::{Action, FlightClient, FlightDescriptor, FlightInfo, Ticket};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
+use tonic::Code;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 
 use crate::support::{DEADLINE, Kafka, Karrow};
 
@@ -27,7 +20,7 @@ pub async fn connect(karrow: &Karrow) -> FlightClient {
     FlightClient::new(channel.expect("a connection"))
 }
 
-fn command(request: Value) -> FlightDescriptor {
+pub fn command(request: Value) -> FlightDescriptor {
     FlightDescriptor::new_cmd(request.to_string())
 }
 
@@ -57,7 +50,7 @@ pub async fn read(client: &mut FlightClient, ticket: Ticket) -> Vec<(RecordBatch
 pub type Said = stream::BoxStream<'static, Result<(RecordBatch, Value), FlightError>>;
 
 /// Batches, each with what is said beside it.
-fn said(batches: FlightRecordBatchStream) -> Said {
+pub fn said(batches: FlightRecordBatchStream) -> Said {
     let decoded = batches.into_inner().try_filter_map(|data| async move {
         let said = data.inner.app_metadata.clone();
         Ok(match data.payload {
@@ -82,7 +75,7 @@ pub async fn plan(client: &mut FlightClient, request: Value) -> FlightInfo {
     client.get_flight_info(command(request)).await.expect("a plan")
 }
 
-async fn rows(client: &mut FlightClient, request: Value) -> Vec<(i32, i64)> {
+pub async fn rows(client: &mut FlightClient, request: Value) -> Vec<(i32, i64)> {
     let info = plan(client, request).await;
     let mut places = Vec::new();
     for endpoint in 0..info.endpoint.len() {
@@ -94,14 +87,14 @@ async fn rows(client: &mut FlightClient, request: Value) -> Vec<(i32, i64)> {
     places
 }
 
-fn places_of(batch: &RecordBatch) -> Vec<(i32, i64)> {
+pub fn places_of(batch: &RecordBatch) -> Vec<(i32, i64)> {
     let partitions =
         batch.column_by_name("partition").expect("a column").as_primitive::<Int32Type>();
     let offsets = batch.column_by_name("offset").expect("a column").as_primitive::<Int64Type>();
     partitions.values().iter().copied().zip(offsets.values().iter().copied()).collect()
 }
 
-fn range(partition: i32, offsets: std::ops::Range<i64>) -> Vec<(i32, i64)> {
+pub fn range(partition: i32, offsets: std::ops::Range<i64>) -> Vec<(i32, i64)> {
     offsets.map(|offset| (partition, offset)).collect()
 }
 
@@ -426,180 +419,6 @@ async fn actions() {
     assert!(why.starts_with("acked:0:2 was not delivered to g:n"), "{why}");
 }
 
-fn table(rows: std::ops::Range<i64>) -> RecordBatch {
-    let names: Vec<String> = rows.clone().map(|id| format!("n{id}")).collect();
-    let columns: Vec<(&str, ArrayRef)> = vec![
-        ("id", Arc::new(Int64Array::from_iter_values(rows.clone()))),
-        ("name", Arc::new(StringArray::from(names))),
-        ("partition", Arc::new(Int32Array::from_iter_values(rows.map(|id| (id % 2) as i32)))),
-    ];
-    RecordBatch::try_from_iter(columns).expect("a batch")
-}
-
-async fn put(
-    client: &mut FlightClient,
-    path: Vec<String>,
-    batches: Vec<RecordBatch>,
-) -> Result<Vec<Value>, FlightError> {
-    let data = FlightDataEncoderBuilder::new()
-        .with_flight_descriptor(Some(FlightDescriptor::new_path(path)))
-        .build(stream::iter(batches.into_iter().map(Ok)));
-    let results: Vec<_> = client.do_put(data).await?.try_collect().await?;
-    let said = |result: arrow_flight::PutResult| serde_json::from_slice(&result.app_metadata);
-    Ok(results.into_iter().map(|result| said(result).expect("JSON")).collect())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_put_is_popped() {
-    let kafka = Kafka::with(&[("t", 2)]);
-    let karrow = Karrow::start(&kafka);
-    let mut client = connect(&karrow).await;
-    let path = || vec!["t".to_owned()];
-    let results = put(&mut client, path(), vec![table(0..4), table(4..5)]).await.expect("stored");
-    assert_eq!(
-        results,
-        [
-            json!({"rows": 4, "offsets": {"0": [0, 1], "1": [0, 1]}}),
-            json!({"rows": 1, "offsets": {"0": [2, 2]}}),
-        ]
-    );
-    let mut redis = karrow.named("g:n");
-    let mut seen = Vec::new();
-    while seen.len() < 5 {
-        let message = tokio::task::block_in_place(|| redis.say("BLPOP topics:t 10"));
-        seen.push(message.message().expect("a message").text().to_owned());
-    }
-    seen.sort();
-    let expected: Vec<String> =
-        (0..5).map(|id| format!(r#"{{"id":{id},"name":"n{id}"}}"#)).collect();
-    assert_eq!(seen, expected);
-
-    // Refused as a whole, before anything is sent.
-    let texts: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
-    let wrong = RecordBatch::try_from_iter([("partition", texts)]).expect("a batch");
-    let error = put(&mut client, path(), vec![wrong]).await.expect_err("no partition");
-    assert_eq!(code(&error), (Code::InvalidArgument, "partition: Utf8 is no integer".to_owned()));
-    let beyond: ArrayRef = Arc::new(Int32Array::from(vec![0, 9]));
-    let ids: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
-    let beyond = RecordBatch::try_from_iter([("id", ids), ("partition", beyond)]).expect("a batch");
-    let error = put(&mut client, path(), vec![beyond]).await.expect_err("no partition 9");
-    assert_eq!(
-        code(&error),
-        (Code::NotFound, "row 1: topic 't' has 2 partitions, none with the number 9".to_owned())
-    );
-    let negative: ArrayRef = Arc::new(Int32Array::from(vec![0, -1]));
-    let ids: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
-    let fine: ArrayRef = Arc::new(Int32Array::from(vec![0, 0]));
-    let two =
-        |partitions| RecordBatch::try_from_iter([("id", ids.clone()), ("partition", partitions)]);
-    let batches = vec![two(fine).expect("a batch"), two(negative).expect("a batch")];
-    let error = put(&mut client, path(), batches).await.expect_err("a negative partition");
-    assert_eq!(code(&error), (Code::InvalidArgument, "row 3: a negative partition".to_owned()));
-    for path in [vec![], vec!["a".to_owned(), "b".to_owned()], vec!["no such".to_owned()]] {
-        let error = put(&mut client, path, vec![table(0..1)]).await.expect_err("no topic");
-        assert_eq!(code(&error).0, Code::InvalidArgument);
-    }
-    assert_eq!(
-        rows(&mut client, json!({"topic": "t"})).await.len(),
-        7,
-        "only what came before a wrong batch"
-    );
-}
-
-/// A consumer by DoExchange.
-struct Consumer {
-    acks: tokio::sync::mpsc::UnboundedSender<FlightData>,
-    batches: Said,
-}
-
-impl Consumer {
-    async fn start(client: &mut FlightClient, request: Value) -> Result<Self, FlightError> {
-        let (acks, mut sent) = tokio::sync::mpsc::unbounded_channel();
-        let first =
-            FlightData { flight_descriptor: Some(command(request)), ..FlightData::default() };
-        acks.send(first).expect("it is open");
-        let sent = stream::poll_fn(move |cx| sent.poll_recv(cx)).map(Ok);
-        let batches = said(client.do_exchange(sent).await?);
-        Ok(Self { acks, batches })
-    }
-
-    async fn next(&mut self) -> Option<(RecordBatch, Value)> {
-        in_time(self.batches.next()).await.map(|next| next.expect("no error"))
-    }
-
-    async fn ack(&mut self, acks: &str) -> Value {
-        let message = FlightData { app_metadata: acks.to_owned().into(), ..FlightData::default() };
-        self.acks.send(message).expect("it is open");
-        let (empty, said) = self.next().await.expect("an answer");
-        assert_eq!(empty.num_rows(), 0);
-        said
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_exchange_is_a_session() {
-    let kafka = Kafka::with(&[("t", 1)]);
-    kafka.put_all("t", 0, (0..3).map(|id| format!(r#"{{"id":{id}}}"#)));
-    let karrow = Karrow::start(&kafka);
-    let mut client = connect(&karrow).await;
-    let request = json!({"group": "g", "name": "n", "topics": ["t"]});
-    let mut consumer = Consumer::start(&mut client, request.clone()).await.expect("a session");
-    let (batch, said) = consumer.next().await.expect("a batch");
-    assert_eq!((places_of(&batch), said), (range(0, 0..3), json!({"acks": "t:0:2"})));
-    assert_eq!(consumer.ack("t:0:1").await, json!({"acked": 1}));
-    assert_eq!(consumer.ack("t:0:1").await, json!({"acked": 0}));
-    assert_eq!(
-        consumer.ack("t:0:9").await,
-        json!({"error": "t:0:9 was not delivered to g:n since the partition was assigned to it"})
-    );
-    let mut other = connect(&karrow).await;
-    let error = Consumer::start(&mut other, request.clone()).await.map(|_| ()).expect_err("taken");
-    assert_eq!(code(&error), (Code::FailedPrecondition, "id g:n is already taken".to_owned()));
-    let flights: Vec<_> =
-        other.list_flights("*").await.expect("flights").try_collect().await.expect("all");
-    let path = flights[0].flight_descriptor.clone().expect("a descriptor").path;
-    assert_eq!(path, ["sessions", "g", "n"]);
-
-    // What was not acked comes again, also when the columns have changed.
-    let Consumer { acks, mut batches } = consumer;
-    drop(acks);
-    assert!(in_time(batches.next()).await.is_none(), "it has said that it is done");
-    kafka.put_all("t", 0, [r#"{"id":3,"more":true}"#]);
-    let mut consumer =
-        Consumer::start(&mut client, request.clone()).await.expect("the name is free");
-    let (batch, said) = consumer.next().await.expect("a batch");
-    assert_eq!(places_of(&batch)[0], (0, 2), "{said}");
-    let mut seen = batch.num_rows();
-    while seen < 2 {
-        match consumer.next().await {
-            Some((batch, _)) => seen += batch.num_rows(),
-            // The column came in a batch of its own: another exchange has it.
-            None => {
-                consumer = Consumer::start(&mut client, request.clone()).await.expect("free again");
-                seen = 0;
-            }
-        }
-    }
-    let acked = consumer.ack("last").await;
-    assert!(acked["error"].as_str().is_some_and(|why| why.starts_with("last: ")), "{acked}");
-    for (request, why) in [
-        (json!({"group": "g", "topics": ["t"]}), "name is missing"),
-        (json!({"group": "g", "name": "n", "topics": []}), "topics: a list of names is wanted"),
-        (
-            json!({"group": "g", "name": "m", "topics": ["a", "b", "a"]}),
-            "topics: 'a' is there twice",
-        ),
-        (json!({"group": "a:b", "name": "n", "topics": ["t"]}), "group: 'a:b' has a colon"),
-        (
-            json!({"group": "g", "name": "m", "topics": ["t"], "x": 1}),
-            "x: no such field of an exchange",
-        ),
-    ] {
-        let error = Consumer::start(&mut other, request).await.map(|_| ()).expect_err("refused");
-        assert_eq!(code(&error), (Code::InvalidArgument, why.to_owned()));
-    }
-}
-
 fn streams(karrow: &Karrow) -> Vec<Value> {
     let (status, page) = karrow.get("/v1/streams");
     assert_eq!(status, 200, "{page}");
@@ -709,148 +528,6 @@ async fn streams_start_where_they_are_told() {
     }
 }
 
-/// What a client sends to put `batches`.
-async fn messages(batches: Vec<RecordBatch>, options: IpcWriteOptions) -> Vec<FlightData> {
-    let data = FlightDataEncoderBuilder::new()
-        .with_flight_descriptor(Some(FlightDescriptor::new_path(vec!["t".to_owned()])))
-        .with_dictionary_handling(DictionaryHandling::Resend)
-        .with_options(options)
-        .build(stream::iter(batches.into_iter().map(Ok)));
-    data.try_collect().await.expect("encoded")
-}
-
-/// A karrow that takes messages of at most 64 KiB.
-fn with_small_messages(kafka: &Kafka) -> Karrow {
-    Karrow::with(kafka, &[], |config| {
-        config.flight.as_mut().expect("Flight is on").request_bytes_max = 1 << 16;
-    })
-}
-
-/// The outcome of a put of these messages.
-async fn put_messages(
-    client: &mut FlightClient,
-    messages: Vec<FlightData>,
-) -> Result<usize, (Code, String)> {
-    let results = async {
-        let results: Vec<_> =
-            client.do_put(stream::iter(messages.into_iter().map(Ok))).await?.try_collect().await?;
-        Ok(results.len())
-    };
-    in_time(results).await.map_err(|error: FlightError| code(&error))
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_results_of_a_put_may_be_left_unread() {
-    // Their results are more than what is on the way between a server and a client that does not read.
-    const BATCHES: usize = 30_000;
-    let kafka = Kafka::with(&[("t", 1)]);
-    let karrow = Karrow::start(&kafka);
-    let row = |partition| {
-        let columns = ["id", "partition"]
-            .map(|name| (name, Arc::new(Int32Array::from(vec![partition])) as ArrayRef));
-        RecordBatch::try_from_iter(columns).expect("a batch")
-    };
-    let sent = messages(vec![row(0), row(9)], IpcWriteOptions::default()).await;
-    let [schema, good, bad] = <[FlightData; 3]>::try_from(sent).expect("three messages");
-    let put = async |behind: Vec<FlightData>| {
-        let address = format!("http://{}", karrow.flight_addr());
-        let channel = Channel::from_shared(address).expect("an address");
-        let channel = channel.initial_stream_window_size(1 << 16).connect().await;
-        let mut client = FlightClient::new(channel.expect("a connection"));
-        let (end, at_end) = tokio::sync::oneshot::channel();
-        let end = stream::once(async { end.send(()) }).filter_map(|_| async { None });
-        let batches = stream::iter(vec![good.clone(); BATCHES]);
-        let all = stream::iter([schema.clone()]).chain(batches).chain(stream::iter(behind));
-        let results = in_time(client.inner_mut().do_put(all.chain(end))).await.expect("an answer");
-        in_time(at_end).await.expect("all of it is taken");
-        in_time(results.into_inner().collect::<Vec<_>>()).await
-    };
-    let mut next = 0;
-    let mut check = |results: Vec<Result<PutResult, Status>>| {
-        assert!(results.len() < BATCHES, "one for each batch");
-        let first = next;
-        for result in results {
-            let result: Value =
-                serde_json::from_slice(&result.expect("no error").app_metadata).expect("JSON");
-            let rows = result["rows"].as_i64().expect("a number");
-            assert_eq!(result["offsets"], json!({"0": [next, next + rows - 1]}));
-            next += rows;
-        }
-        assert_eq!(next - first, BATCHES as i64);
-    };
-    check(put(vec![]).await);
-    // What is refused is said after what was stored, whatever comes behind it.
-    let mut results = put([vec![bad], vec![good.clone(); BATCHES]].concat()).await;
-    let error = results.pop().expect("a status").expect_err("refused");
-    assert_eq!(error.message(), "row 30000: topic 't' has 1 partition, none with the number 9");
-    check(results);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_put_keeps_the_dictionaries_that_are_in_use() {
-    let kafka = Kafka::with(&[("t", 1)]);
-    let karrow = with_small_messages(&kafka);
-    let mut client = connect(&karrow).await;
-    let coded = |values: &[String], key: usize| -> ArrayRef {
-        let values = Arc::new(StringArray::from(values.to_vec()));
-        Arc::new(DictionaryArray::new(Int32Array::from(vec![key as i32]), values))
-    };
-    let batch = |columns: Vec<(&str, ArrayRef)>| RecordBatch::try_from_iter(columns).expect("one");
-    let values: Vec<String> = (0..10).map(|n| format!("{n:0>20000}")).collect();
-    let replaced: Vec<_> = values
-        .iter()
-        .map(|value| batch(vec![("payload", coded(std::slice::from_ref(value), 0))]))
-        .collect();
-    let sent = messages(replaced, IpcWriteOptions::default()).await;
-    assert_eq!(sent.len(), 1 + 10 + 10);
-    assert_eq!(put_messages(&mut client, sent).await, Ok(10));
-    let stored = |at: usize| -> Vec<String> {
-        let values = kafka.values("t", 0).split_off(at);
-        values.into_iter().map(|value| String::from_utf8(value).expect("UTF-8")).collect()
-    };
-    assert_eq!(stored(0), values);
-
-    // One that grows piece by piece is in use as a whole.
-    let grown: Vec<String> = (0..3).map(|n| format!("{n:0>10000}")).collect();
-    let pieces = (1..=3).map(|n| batch(vec![("payload", coded(&grown[..n], n - 1))])).collect();
-    let delta = IpcWriteOptions::default().with_dictionary_handling(IpcDictionaries::Delta);
-    let sent = messages(pieces, delta).await;
-    assert!(sent.iter().all(|message| message.data_body.len() < 20_000), "pieces");
-    assert_eq!(put_messages(&mut client, sent).await, Ok(3));
-    assert_eq!(stored(10), grown);
-
-    let large = coded(&["x".repeat(40_000)], 0);
-    let both = batch(vec![("key", large.clone()), ("payload", large)]);
-    let sent = messages(vec![both], IpcWriteOptions::default()).await;
-    let why = "dictionaries of more than 65536 bytes".to_owned();
-    assert_eq!(put_messages(&mut client, sent).await, Err((Code::InvalidArgument, why)));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_over_the_limit_is_refused_by_name_and_counted_once() {
-    let kafka = Kafka::with(&[("t", 1)]);
-    let karrow = with_small_messages(&kafka);
-    let mut client = connect(&karrow).await;
-    let of_size = |size| {
-        let payload: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(size)]));
-        RecordBatch::try_from_iter([("payload", payload)]).expect("a batch")
-    };
-    let errors = || {
-        let name = "karrow_flight_errors_total{code=\"RESOURCE_EXHAUSTED\",rpc=\"DoPut\"}";
-        karrow.metric(name)
-    };
-    let mut sent = messages(vec![of_size(1), of_size(100_000)], IpcWriteOptions::default()).await;
-    let refused = |why: &str| Err((Code::ResourceExhausted, why.to_owned()));
-    let why = "topic 't': a message of more than 65536 bytes";
-    assert_eq!(put_messages(&mut client, sent.clone()).await, refused(why));
-    assert_eq!(kafka.end("t", 0), 1, "what came before it");
-    assert_eq!(errors(), 1.0);
-    sent[0].app_metadata = vec![0; 100_000].into();
-    let why = "a message of more than 65536 bytes";
-    assert_eq!(put_messages(&mut client, sent).await, refused(why));
-    assert_eq!(errors(), 2.0);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_is_counted() {
     let kafka = Kafka::with(&[]);
@@ -860,116 +537,4 @@ async fn a_handshake_is_counted() {
     for name in ["requests_total{", "errors_total{code=\"UNIMPLEMENTED\","] {
         assert_eq!(karrow.metric(&format!("karrow_flight_{name}rpc=\"Handshake\"}}")), 1.0);
     }
-}
-
-/// An Arrow stream as the payload of one record.
-fn payload(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
-    let batch = RecordBatch::try_from_iter(columns).expect("a batch");
-    let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).expect("a writer");
-    writer.write(&batch).expect("written");
-    writer.into_inner().expect("finished")
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_exchange_acks_whole_records() {
-    const ROWS: [usize; 3] = [1, 64, 1];
-    let kafka = Kafka::with(&[("t", 1), ("u", 1)]);
-    // Small as a record, and too large for one message as rows.
-    let values = Arc::new(StringArray::from(vec!["x".repeat(128 << 10)]));
-    kafka.put_all(
-        "t",
-        0,
-        ROWS.map(|rows| {
-            let keys = Int32Array::from(vec![0; rows]);
-            payload(vec![("text", Arc::new(DictionaryArray::new(keys, values.clone())))])
-        }),
-    );
-    let karrow = Karrow::start(&kafka);
-    let mut client = connect(&karrow).await;
-    // Who joins a group again waits for it, so that each topic has one of its own.
-    let request = |topic: &str| json!({"group": topic, "name": "n", "topics": [topic]});
-    // Reads from the record `first` on until `is_enough` of the rows seen; how many records were acked.
-    let read = async |consumer: &mut Consumer, first: usize, is_enough: fn(usize) -> bool| {
-        let (mut seen, mut done) = ([0; 3], first);
-        while !is_enough(seen.iter().sum()) {
-            let (batch, said) = consumer.next().await.expect("a batch");
-            for (_, offset) in places_of(&batch) {
-                assert!(offset as usize >= first, "{offset} was acked");
-                seen[offset as usize] += 1;
-            }
-            let before = done;
-            while done < 3 && seen[done] == ROWS[done] {
-                done += 1;
-            }
-            let acks = if done > before { format!("t:0:{}", done - 1) } else { String::new() };
-            assert_eq!(said, json!({"acks": acks}), "{seen:?}");
-        }
-        done
-    };
-    let mut consumer = Consumer::start(&mut client, request("t")).await.expect("a session");
-    // A part of the second record was handed out.
-    assert_eq!(read(&mut consumer, 0, |seen| seen > 1).await, 1);
-    let ack = FlightData { app_metadata: "t:0:0".into(), ..FlightData::default() };
-    consumer.acks.send(ack).expect("it is open");
-    while consumer.next().await.expect("an answer").1 != json!({"acked": 1}) {}
-    drop(consumer);
-    let start = async |client: &mut FlightClient, topic: &str| loop {
-        match Consumer::start(client, request(topic)).await {
-            Ok(consumer) => break consumer,
-            Err(error) => assert_eq!(code(&error).0, Code::FailedPrecondition, "{error}"),
-        }
-    };
-    let mut consumer = in_time(start(&mut client, "t")).await;
-    assert_eq!(read(&mut consumer, 1, |seen| seen == 65).await, 3);
-    drop(consumer);
-
-    // Rows that do not fit take those before them in their record along.
-    let ids = |ids: Vec<i64>| Arc::new(Int64Array::from(ids)) as ArrayRef;
-    kafka.put("u", 0, payload(vec![("id", ids(vec![0]))]));
-    let mut consumer = in_time(start(&mut client, "u")).await;
-    let (batch, said) = consumer.next().await.expect("a batch");
-    assert_eq!((places_of(&batch), said), (range(0, 0..1), json!({"acks": "u:0:0"})));
-    assert_eq!(consumer.ack("u:0:0").await, json!({"acked": 1}));
-    let more = Arc::new(StringArray::from(vec![None, Some("x")]));
-    kafka.put("u", 0, payload(vec![("id", ids(vec![1, 2])), ("more", more)]));
-    let (batch, said) = consumer.next().await.expect("the end");
-    assert_eq!((places_of(&batch), said), (vec![], json!({"acks": "", "schema_changed": true})));
-    assert!(consumer.next().await.is_none());
-    let mut consumer = in_time(start(&mut client, "u")).await;
-    let (batch, said) = consumer.next().await.expect("a batch");
-    assert_eq!((places_of(&batch), said), (vec![(0, 1), (0, 1)], json!({"acks": "u:0:1"})));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn acks_before_the_first_batch_are_answered_behind_its_schema() {
-    let kafka = Kafka::with(&[("t", 1)]);
-    let karrow = Karrow::start(&kafka);
-    let mut client = connect(&karrow).await;
-    let message =
-        |acks: &str| FlightData { app_metadata: acks.to_owned().into(), ..FlightData::default() };
-    let request = json!({"group": "g", "name": "n", "topics": ["t"]});
-    let first = FlightData { flight_descriptor: Some(command(request)), ..message("") };
-    let (is_read, mut read) = tokio::sync::mpsc::unbounded_channel();
-    // They are there before the group has any partition for its member.
-    let sent = [first, message("oops"), message("t:0:0"), message("last")];
-    let sent = stream::iter(sent)
-        .chain(stream::once(async move { is_read.send(()) }).filter_map(|_| async { None }))
-        .chain(stream::pending());
-    let mut batches = said(client.do_exchange(sent.map(Ok)).await.expect("a session"));
-    in_time(read.recv()).await.expect("all of them are on their way");
-    kafka.put("t", 0, "x");
-    let mut found = Vec::new();
-    while found.len() < 4 {
-        let (batch, said) = in_time(batches.next()).await.expect("more").expect("no error");
-        found.push((batch.num_rows(), said));
-    }
-    assert_eq!(
-        found,
-        [
-            (0, json!({"error": "Cannot parse ack: 'oops'"})),
-            (0, json!({"error": "t:0 is not assigned to g:n"})),
-            (0, json!({"error": "last: an exchange takes the acks that came with a message"})),
-            (1, json!({"acks": "t:0:0"})),
-        ]
-    );
 }

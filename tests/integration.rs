@@ -11,6 +11,8 @@ mod consume;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
 mod flight;
+mod flight_exchange;
+mod flight_put;
 mod handshake;
 mod http;
 mod latest;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use arrow::array::{Array as _, ArrayRef, AsArray, BinaryArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type};
 use arrow_ipc::CompressionType;
-use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
 use karrow::config::KafkaOptions;
 use karrow::config::formats::{Format, FormatsConfig};
 use karrow::config::streams::{Start, WhenFull};
@@ -22,7 +21,7 @@ use karrow::stream::topic_stream::StreamSettings;
 use karrow::stream::window::{Memory, Positions, WindowLimits};
 use regex::Regex;
 
-use crate::support::{DEADLINE, Kafka};
+use crate::support::{DEADLINE, Kafka, eventually, ipc_stream};
 
 const SETTINGS: StreamSettings = StreamSettings {
     start: Start::Earliest,
@@ -136,7 +135,7 @@ async fn with_late_window(kafka: &Kafka, before: [i64; 2], after: [i64; 2]) -> A
         put(kafka, partition, 0..count);
     }
     let stream = streams.open("t").await.expect("a stream");
-    assert_eq!(Streams::begun(&stream).await.starts, Positions::new(before.to_vec()));
+    assert_eq!(stream.begun().await.starts, Positions::new(before.to_vec()));
     for (partition, (from, to)) in (0..).zip(before.into_iter().zip(after)) {
         put(kafka, partition, from..to);
     }
@@ -182,7 +181,7 @@ async fn a_bounded_cursor_does_not_wait_for_room() {
     settings.window.bytes_max = 10_000;
     let streams = streams(&kafka, settings);
     let stream = streams.open("t").await.expect("a stream");
-    assert_eq!(Streams::begun(&stream).await.phase.label(), "live");
+    assert_eq!(stream.begun().await.phase.label(), "live");
     let to = Positions::new(vec![2000]);
     let mut cursors: Vec<Cursor> = Vec::new();
     for _ in 0..4 {
@@ -378,28 +377,22 @@ async fn what_comes_to_be_later_is_streamed_from_its_beginning() {
     let kafka = Kafka::with(&[("t", 1), ("other", 1)]);
     put(&kafka, 0, 0..10);
     let streams = streams(&kafka, StreamSettings { start: Start::Latest, ..SETTINGS });
-    let begun = async |topic: &str, start: i64| {
-        let view = || streams.get(topic).map(|stream| stream.view());
-        let is_there = || view().is_some_and(|view| view.starts == Positions::new(vec![start]));
-        let told = async {
-            while !is_there() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let in_time = tokio::time::timeout(DEADLINE, told).await;
-        assert!(in_time.is_ok(), "{topic}: {:?}", view());
+    let begun = |topic: &str, start: i64| {
+        let starts = || streams.get(topic).map(|stream| stream.view().starts);
+        let is_there = || (starts()? == Positions::new(vec![start])).then_some(());
+        tokio::task::block_in_place(|| eventually(&format!("{topic} from {start} on"), is_there));
     };
     streams.open("awaited").await.expect("a stream");
     let patterns = ["^t", "^t.*", "^awa", "^t"].map(|names| Regex::new(names).expect("legal"));
     patterns.into_iter().for_each(|names| streams.add_pattern(names).expect("added"));
     tokio::spawn(streams.clone().tend());
-    begun("t", 10).await;
+    begun("t", 10);
     for topic in ["awaited", "t2"] {
         kafka.create(topic, 1);
         kafka.put_all(topic, 0, ["a", "b"]);
     }
-    begun("awaited", 0).await;
-    begun("t2", 0).await;
+    begun("awaited", 0);
+    begun("t2", 0);
     // Whoever follows it first does not change that.
     kafka.create("t4", 1);
     kafka.put("t4", 0, "a");
@@ -410,7 +403,7 @@ async fn what_comes_to_be_later_is_streamed_from_its_beginning() {
     assert!(streams.close("t2"));
     assert!(streams.remove_pattern("^t") && !streams.remove_pattern("^t"));
     kafka.create("t3", 1);
-    begun("t3", 0).await;
+    begun("t3", 0);
     let names: Vec<String> =
         streams.all().iter().map(|stream| stream.topic().to_string()).collect();
     assert_eq!(names, ["awaited", "t", "t3", "t4"]);
@@ -422,12 +415,7 @@ fn bomb() -> Vec<u8> {
     let zeros = vec![0; 60 << 20];
     let column: ArrayRef = Arc::new(BinaryArray::from_vec(vec![&zeros]));
     let batch = RecordBatch::try_from_iter([("zeros", column)]).expect("a batch");
-    let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::ZSTD));
-    let options = options.expect("options");
-    let mut writer =
-        StreamWriter::try_new_with_options(Vec::new(), &batch.schema(), options).expect("a writer");
-    writer.write(&batch).expect("written");
-    writer.into_inner().expect("finished")
+    ipc_stream(&batch, Some(CompressionType::ZSTD))
 }
 
 /// Few bytes in Kafka may be many as columns: no more of them are made than a reader takes.

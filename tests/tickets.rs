@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Fields, Int64Type, Schema, TimeUnit};
-use arrow::ipc::writer::StreamWriter;
+use arrow::ipc::CompressionType;
 use arrow_flight::{Action, FlightClient, SchemaAsIpc, Ticket};
 use arrow_ipc::writer::IpcWriteOptions;
 use base64::Engine;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::flight::{Said, code, connect, get, in_time, plan, read, ticket};
-use crate::support::{Kafka, Karrow, eventually};
+use crate::support::{Kafka, Karrow, eventually, ipc_stream};
 
 fn header(schema: &Schema) -> String {
     let data =
@@ -90,13 +90,7 @@ fn table(first: i64, rows: i64, more: bool) -> Vec<u8> {
         columns.into_iter().map(|(name, array)| (name, array, true)),
     )
     .expect("a batch");
-    let options = IpcWriteOptions::default()
-        .try_with_compression(Some(arrow::ipc::CompressionType::ZSTD))
-        .expect("zstd");
-    let mut writer =
-        StreamWriter::try_new_with_options(Vec::new(), &batch.schema(), options).expect("a writer");
-    writer.write(&batch).expect("written");
-    writer.into_inner().expect("whole")
+    ipc_stream(&batch, Some(CompressionType::ZSTD))
 }
 
 /// One record may be many rows, and more than a message holds: who goes on behind any message, or behind a limit, may get

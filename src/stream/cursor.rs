@@ -177,13 +177,15 @@ impl Cursor {
             return Found::Broken { partition, first };
         }
         self.breaks = Some(window.breaks());
-        // Where this cursor ends before the window begins, nothing more is wanted of that.
-        let starts = match &self.until {
-            Some(until) => window.starts().lower(until),
-            None => window.starts().clone(),
-        };
-        if !self.positions.covers(&starts) {
-            return Found::Behind(starts);
+        if !self.positions.covers(window.starts()) {
+            // Where this cursor ends before the window begins, nothing more is wanted of that.
+            let starts = match &self.until {
+                Some(until) => window.starts().lower(until),
+                None => window.starts().clone(),
+            };
+            if !self.positions.covers(&starts) {
+                return Found::Behind(starts);
+            }
         }
         let known = self.number.filter(|number| *number >= window.first_number());
         let number = known.unwrap_or(window.first_number());

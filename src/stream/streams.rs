@@ -14,7 +14,7 @@ use super::assembler::{Assembler, CutLimits};
 use super::blocking;
 use super::cursor::{Cursor, Sources};
 use super::scan::ReaderPool;
-use super::topic_stream::{ASK_TIMEOUT, Attached, Phase, StreamSettings, StreamView, TopicStream};
+use super::topic_stream::{ASK_TIMEOUT, Attached, StreamSettings, TopicStream};
 use super::window::{Memory, Positions};
 use crate::config::KafkaOptions;
 use crate::config::streams::Start;
@@ -148,20 +148,6 @@ impl Streams {
     /// All streams, in the order of their topics.
     pub fn all(&self) -> Vec<Arc<TopicStream>> {
         self.streams.lock().values().map(|entry| entry.stream.clone()).collect()
-    }
-
-    /// What `stream` looks like once it knows where it begins, or after a few seconds in which it does not find out.
-    pub async fn begun(stream: &TopicStream) -> StreamView {
-        let mut changes = stream.changes();
-        let begins = async {
-            loop {
-                let view = stream.view();
-                if !matches!(view.phase, Phase::Starting) || changes.changed().await.is_err() {
-                    return view;
-                }
-            }
-        };
-        tokio::time::timeout(ASK_TIMEOUT, begins).await.unwrap_or_else(|_| stream.view())
     }
 
     /// How many readers read ranges that no window has, and how many wait until they may.

@@ -245,6 +245,14 @@ impl TopicStream {
         }
     }
 
+    /// The same, once it knows where it begins, or after a few seconds in which it does not find out.
+    pub async fn begun(&self) -> StreamView {
+        let mut changes = self.changes();
+        let begins = changes.wait_for(|_| !matches!(self.state.lock().phase, Phase::Starting));
+        let _ = tokio::time::timeout(ASK_TIMEOUT, begins).await;
+        self.view()
+    }
+
     /// Somebody reads it.
     pub fn attach(self: &Arc<Self>) -> Attached {
         self.readers.lock().count += 1;

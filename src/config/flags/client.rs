@@ -22,6 +22,7 @@ const ACTION_BODIES: &str = r#"Examples:
   karrow client actions create-topic orders
   karrow client actions create-topic '{"topic": "orders", "partitions": 4, "replication_factor": 3}'
   karrow client actions ack '{"group": "readers", "name": "me", "acks": "orders:0:41,orders:1:7"}'
+  karrow client actions add-stream '^orders-'
   karrow client actions drop-stream orders"#;
 
 /// A number below this, of milliseconds since 1970, is before 1973: it was meant as something else.
@@ -114,8 +115,8 @@ pub struct GetFlags {
     pub layout: Option<LayoutFlag>,
 
     /// How rows are written: table fits the terminal; json is an object a line, with bytes that are no UTF-8 in base64
-    /// under <name>_base64, as csv has them; arrow is an IPC stream [default: what the name of the file ends with, else
-    /// table]
+    /// under <name>_base64, as csv has them; arrow is an IPC file if its name ends with .arrow or .feather, else a stream
+    /// [default: what the name of the file ends with, else table]
     #[arg(long, value_name = "FORMAT")]
     pub output: Option<GetOutput>,
 

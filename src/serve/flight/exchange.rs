@@ -32,9 +32,6 @@ use crate::stream::fit::Fit;
 use crate::stream::registry::Lease;
 use crate::stream::session::{Pop, SessionName};
 
-/// In `RPUSH acks` all that the last reply had.
-const LAST: &[u8] = b"last";
-
 /// Metadata of a client whose answers wait for the first batch; beyond this it is not read before.
 const UNANSWERED_BYTES_MAX: usize = 64 << 10;
 
@@ -240,8 +237,8 @@ impl Exchange {
     }
 
     fn ack(&self, text: &Bytes) -> Result<usize> {
-        if **text == *LAST {
-            // What was sent may be unread, and an ack covers everything before it.
+        if *text == "last" {
+            // RPUSH acks has it. Here what was sent may be unread, and an ack covers everything before it.
             return Err(Error::invalid(
                 "last: an exchange takes the acks that came with a message",
             ));

@@ -39,7 +39,7 @@ pub async fn plan(streams: &Arc<Streams>, request: &ReadRequest) -> Result<Vec<T
     // One that has ended holds nothing.
     let stream = streams.get(topic).filter(|stream| !stream.has_ended());
     let view = match &stream {
-        Some(stream) => Some(Streams::begun(stream).await),
+        Some(stream) => Some(stream.begun().await),
         None => None,
     };
     let from = match (&request.from, &view) {

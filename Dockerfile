@@ -2,21 +2,24 @@
 
 FROM rust:1.95-bookworm AS build
 RUN apt-get update \
- && apt-get install -y --no-install-recommends cmake libssl-dev pkg-config zlib1g-dev \
+ && apt-get install -y --no-install-recommends cmake curl libssl-dev pkg-config unzip zlib1g-dev \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/target \
-    CARGO_TARGET_DIR=/target cargo build --locked --profile dist --bin karrow \
- && install -D /target/dist/karrow /out/karrow
+    DUCKDB_LIB_DIR=/duckdb tools/duckdb \
+ && DUCKDB_LIB_DIR=/duckdb CARGO_TARGET_DIR=/target cargo build --locked --profile dist --bin karrow \
+ && install -D /target/dist/karrow /out/bin/karrow \
+ && install -D -m 644 -t /out/lib /duckdb/libduckdb_java*
 
 FROM debian:bookworm-slim
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates libssl3 zlib1g \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 6380 --home-dir /var/lib/karrow --create-home karrow
-COPY --from=build /out/karrow /usr/local/bin/karrow
+# DuckDB's library is where the program looks for it: in ../lib.
+COPY --from=build /out/ /usr/local/
 USER karrow
 WORKDIR /var/lib/karrow
 VOLUME /var/lib/karrow

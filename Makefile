@@ -35,6 +35,8 @@ tools:
 	need make make build-essential; \
 	need cmake cmake cmake; \
 	need pkg-config pkg-config pkg-config; \
+	need curl curl curl; \
+	need unzip unzip unzip; \
 	if command -v "$${CC:-cc}" >/dev/null; then \
 		header openssl/ssl.h 'OpenSSL (headers)' libssl-dev; \
 		header zlib.h 'zlib (headers)' zlib1g-dev; \
@@ -56,12 +58,16 @@ tools:
 	fi; \
 	command -v cargo >/dev/null || { \
 		echo 'Missing: Rust 1.90 or newer. Get it from https://rustup.rs and run make again.' >&2; exit 1; }
+	@tools/duckdb >/dev/null
 
 # Where `make install` puts the program.
 PREFIX ?= /usr/local
 
+# The program finds DuckDB's library beside its folder.
 install: build
 	install -D -m 755 '$(BINARY)' '$(PREFIX)/bin/karrow'
+	folder=$$(tools/duckdb); library=$$(ls "$$folder" | grep libduckdb_java); \
+	install -D -m 644 "$$folder/$$library" "$(PREFIX)/lib/$$library"
 
 lint: tools
 	cargo fmt --check

@@ -22,8 +22,12 @@ use crate::metrics::Metrics;
 use crate::serve::flight::{FlightServer, Parts};
 use crate::serve::http::{HttpServer, HttpState};
 use crate::serve::resp::{Gateway, RespServer, Services};
+use crate::sql::engine::{Engine, SqlLimits};
+use crate::sql::queries::Queries;
+use crate::sql::sink::{Retention, Sinks};
 use crate::stream::assembler::CutLimits;
 use crate::stream::batch::BatchOptions;
+use crate::stream::blocking;
 use crate::stream::registry::Registry;
 use crate::stream::streams::Streams;
 use crate::stream::topic_stream::StreamSettings;
@@ -56,11 +60,19 @@ pub struct Running {
     registry: Arc<Registry>,
     producer: Arc<Producer>,
     streams: Arc<Streams>,
+    engine: Arc<Engine>,
+    storing: Option<Storing>,
     flight: Option<JoinHandle<()>>,
     flight_stop: CancellationToken,
     http: Arc<HttpState>,
     broker: Option<EmbeddedBroker>,
     grace: Duration,
+}
+
+/// What stores topics.
+struct Storing {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
 }
 
 /// Starts what `config` asks for and returns once it serves.
@@ -107,6 +119,14 @@ pub async fn start(mut config: Config) -> Result<Running> {
     ));
     let registry = Registry::new(config.kafka.consumer.clone(), metrics.clone());
     let streams = streams(&config, formats.clone(), metrics.clone())?;
+    let engine = engine(&config, streams.clone(), metrics.clone()).await?;
+    let named = Queries::new(
+        engine.clone(),
+        config.sql.queries.clone(),
+        config.sql.result_bytes_max,
+        &metrics,
+    );
+    let queries = Arc::new(named.await?);
     let batches = BatchOptions {
         rows_max: config.batches.rows_max,
         bytes_max: config.batches.bytes_max,
@@ -117,6 +137,7 @@ pub async fn start(mut config: Config) -> Result<Running> {
         let parts = Parts {
             streams: streams.clone(),
             registry: registry.clone(),
+            queries: queries.clone(),
             producer: producer.clone(),
             producer_options: config.kafka.producer.clone(),
             formats: formats.clone(),
@@ -132,14 +153,23 @@ pub async fn start(mut config: Config) -> Result<Running> {
         producer: producer.clone(),
         formats,
         batches,
+        queries: queries.clone(),
         metrics: metrics.clone(),
         runtime: Handle::current(),
     };
     let gateway = Gateway::new(config.resp.clone(), &resp, services);
     resp.start(&gateway)?;
+    let stop = CancellationToken::new();
+    let retention =
+        Retention { age_max: config.sql.stored_age_max, bytes_max: config.sql.stored_bytes_max };
+    let sinks = engine.store().map(|store| {
+        Sinks::new(streams.clone(), store.clone(), retention, metrics.clone(), stop.clone())
+    });
     let http = Arc::new(HttpState {
         schemas,
         metrics,
+        sinks: sinks.clone(),
+        queries,
         registry: registry.clone(),
         streams: streams.clone(),
         producer: producer.clone(),
@@ -154,18 +184,37 @@ pub async fn start(mut config: Config) -> Result<Running> {
     }
     config.streams.patterns.into_iter().try_for_each(|names| streams.add_pattern(names))?;
     tokio::spawn(streams.clone().tend());
+    let storing = sinks.map(|sinks| Storing { stop, task: tokio::spawn(sinks.run()) });
     Ok(Running {
         at,
         gateway,
         registry,
         producer,
         streams,
+        engine,
+        storing,
         flight,
         flight_stop,
         http,
         broker,
         grace: config.shutdown_grace,
     })
+}
+
+/// DuckDB, which opens its file on a thread that may be blocked.
+async fn engine(
+    config: &Config,
+    streams: Arc<Streams>,
+    metrics: Arc<Metrics>,
+) -> Result<Arc<Engine>> {
+    let (file, runtime) = (config.sql.file.clone(), Handle::current());
+    let limits = SqlLimits {
+        memory_bytes_max: config.sql.memory_bytes_max,
+        threads: config.sql.threads,
+        time_max: config.sql.time_max,
+        queries_max: config.sql.queries_max,
+    };
+    blocking(move || Engine::open(streams, file.as_deref(), limits, metrics, runtime)).await
 }
 
 fn streams(config: &Config, formats: Arc<Formats>, metrics: Arc<Metrics>) -> Result<Arc<Streams>> {
@@ -196,17 +245,40 @@ impl Running {
     pub async fn stop(self) -> usize {
         self.http.stopping.store(true, Ordering::Release);
         self.flight_stop.cancel();
+        if let Some(storing) = &self.storing {
+            storing.stop.cancel();
+        }
         self.streams.close_all();
         let lost = stop(&self.gateway, &self.registry, &self.producer, self.grace).await;
         if let Some(flight) = self.flight {
             // Clients that do not read to the end of what they asked for must not hold the stop.
             let _ = tokio::time::timeout(FLIGHT_GRACE, flight).await;
         }
+        if let Some(Storing { task, .. }) = self.storing {
+            close_store(task, self.engine, self.grace).await;
+        }
         self.producer.close();
         if let Some(broker) = self.broker {
             broker.shutdown().await;
         }
         lost
+    }
+}
+
+/// Waits until what was gathered is stored, and leaves nothing but the file.
+async fn close_store(task: JoinHandle<()>, engine: Arc<Engine>, grace: Duration) {
+    let closed = async {
+        let _ = task.await;
+        match engine.store().cloned() {
+            Some(store) => blocking(move || store.checkpoint()).await,
+            None => Ok(()),
+        }
+    };
+    match tokio::time::timeout(grace, closed).await {
+        Ok(Ok(())) => {}
+        // Nothing is lost: it is read from Kafka again, or from the log behind the file.
+        Ok(Err(error)) => tracing::warn!(%error, "closing DuckDB's file"),
+        Err(_) => tracing::warn!("DuckDB's file was not closed in time"),
     }
 }
 

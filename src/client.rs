@@ -2,17 +2,15 @@
 
 mod actions;
 mod connection;
-mod csv;
-mod flatten;
 mod get;
 mod input;
-mod json;
 mod list;
 mod output;
 mod progress;
 mod put;
 mod read;
 mod sink;
+mod sql;
 mod table;
 
 use tokio_util::sync::CancellationToken;
@@ -51,6 +49,7 @@ pub async fn run(flags: ClientFlags, stop: CancellationToken) -> Result<(), Fail
     let done = match flags.command {
         ClientCommand::List(flags) => until(&stop, list::run(server.clone(), &flags)).await,
         ClientCommand::Get(flags) => get::run(server.clone(), *flags, stop.clone()).await,
+        ClientCommand::Sql(flags) => sql::run(server.clone(), flags, stop.clone()).await,
         ClientCommand::Put(flags) => put::run(server.clone(), flags, stop.clone()).await,
         ClientCommand::Actions(flags) => until(&stop, actions::run(server.clone(), flags)).await,
     };

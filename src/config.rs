@@ -14,12 +14,14 @@ mod file;
 pub mod flags;
 pub mod formats;
 mod librdkafka;
+pub mod sql;
 pub mod streams;
 pub mod units;
 
 use flags::{Brokers, Host, LogFormat, LogLevel, OptionalPort, ServeFlags, Settings, TopicName};
 use formats::{Format, FormatsConfig, SchemaRegistrySettings};
 pub use librdkafka::OWNED as OWNED_CONSUMER_OPTIONS;
+use sql::{SqlConfig, query_name_is_legal};
 use streams::{StreamsConfig, topic_pattern};
 use units::{ByteSize, Count, Span};
 
@@ -38,6 +40,8 @@ pub struct Config {
     pub embedded: Option<EmbeddedConfig>,
     /// Topics that are streams, and how these are kept. The embedded broker has them from the start.
     pub streams: StreamsConfig,
+    /// How SQL is answered, and what is stored.
+    pub sql: SqlConfig,
     /// What keys and payloads are made of.
     pub formats: FormatsConfig,
     /// Limits of Arrow batches.
@@ -82,7 +86,7 @@ pub struct HttpConfig {
     pub protected_mode: bool,
     /// Connections beyond this are closed at once.
     pub connections_max: usize,
-    /// How long a connection may take for its request, and for reading the answer.
+    /// How long a connection may be silent before the head of a request, and how long a reader may read nothing.
     pub request_time_max: Duration,
 }
 
@@ -152,8 +156,8 @@ const REQUEST_BYTES_MAX: usize = 512 << 20;
 const REQUEST_OVERHEAD_BYTES: usize = 64 << 10;
 /// librdkafka's own default of `message.max.bytes`.
 const MESSAGE_BYTES_MAX: usize = 1_000_000;
-/// Scrapers and probes ask one thing at a time; whoever opens more has no business here.
-const HTTP_CONNECTIONS_MAX: usize = 128;
+/// Each client that asks for named queries all the time keeps one.
+const HTTP_CONNECTIONS_MAX: usize = 1024;
 /// Prometheus gives up after ten seconds, too.
 const HTTP_REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 const BROKERS: &str = "localhost:9092";
@@ -234,6 +238,7 @@ impl Config {
         };
         let streams = streams_config(&settings, topics);
         Ok(Self {
+            sql: sql_config(&settings, warnings)?,
             formats: formats_config(&settings)?,
             batches: BatchConfig {
                 rows_max: settings.batch_size.map_or(8_192, |Count(rows)| rows),
@@ -275,6 +280,41 @@ fn streams_config(settings: &Settings, topics: Vec<String>) -> StreamsConfig {
         memory_bytes_max: bytes(settings.memory_limit, 1 << 30),
         when_full: settings.when_full.unwrap_or_default(),
     }
+}
+
+fn sql_config(settings: &Settings, warnings: &mut Vec<Warning>) -> Result<SqlConfig> {
+    for (name, query) in &settings.queries {
+        if !query_name_is_legal(name) {
+            let why = "no legal name of a query (1 to 100 of a-z A-Z 0-9 . _ -)";
+            return Err(Error::invalid(format!("queries.{name}: {why}")));
+        }
+        if query.sql.trim().is_empty() {
+            return Err(Error::invalid(format!("queries.{name}: sql is empty")));
+        }
+    }
+    let is_stored = settings.persist.unwrap_or(false);
+    for (name, given) in [
+        ("db-path", settings.db_path.is_some()),
+        ("db-max-age", settings.db_max_age.is_some()),
+        ("db-max-size", settings.db_max_size.is_some()),
+    ] {
+        if given && !is_stored {
+            let why = format!("{name} is not used: nothing is stored, see --persist");
+            warnings.push(Warning(why));
+        }
+    }
+    let file = || settings.db_path.clone().unwrap_or_else(|| PathBuf::from("karrow.duckdb"));
+    Ok(SqlConfig {
+        file: is_stored.then(file),
+        stored_age_max: settings.db_max_age.map(|Span(age)| age),
+        stored_bytes_max: settings.db_max_size.map(|ByteSize(bytes)| bytes),
+        memory_bytes_max: bytes(settings.sql_memory, 512 << 20),
+        threads: threads(settings.sql_threads.map_or(0, |Count(asked)| asked)),
+        time_max: span(settings.sql_time, Duration::from_secs(30)),
+        queries_max: settings.sql_concurrency.map_or(4, |Count(queries)| queries),
+        result_bytes_max: bytes(settings.sql_result_limit, 64 << 20),
+        queries: settings.queries.clone(),
+    })
 }
 
 /// Checks what karrow.toml says of single topics, as far as that needs no other file.
@@ -435,7 +475,7 @@ fn resp_config(
     }
     RespConfig {
         addr: SocketAddr::new(host, settings.port.unwrap_or(6380)),
-        io_threads: io_threads(settings.io_threads.map_or(0, |Count(asked)| asked)),
+        io_threads: threads(settings.io_threads.map_or(0, |Count(asked)| asked)),
         protected_mode: !settings.no_protected_mode.unwrap_or(false),
         clients_max: settings.max_clients.map_or(10_000, |Count(clients)| clients),
         bulk_bytes_max,
@@ -447,7 +487,8 @@ fn resp_config(
     }
 }
 
-fn io_threads(asked: usize) -> usize {
+/// So many threads; with 0, as many as half of the cores.
+fn threads(asked: usize) -> usize {
     match asked {
         0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
         _ => asked,

@@ -12,7 +12,11 @@ pub mod kafka;
 
 pub mod decode;
 
+pub mod encode;
+
 pub mod stream;
+
+pub mod sql;
 
 pub mod serve;
 

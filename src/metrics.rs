@@ -80,6 +80,20 @@ pub struct Metrics {
     pub range_readers: IntGaugeVec,
     /// Rows that left the window of a stream, by topic and reason (`full`, `old`, `broken`).
     pub stream_dropped_rows: IntCounterVec,
+    /// Rows stored in tables, by topic.
+    pub stored_rows: IntCounterVec,
+    /// Tries to store rows that have failed, by topic.
+    pub store_errors: IntCounterVec,
+    /// Offsets that Kafka had deleted before they were stored, by topic.
+    pub store_skipped: IntCounterVec,
+    /// SQL queries, by outcome (`ok`, or the kind of error).
+    pub sql_queries: IntCounterVec,
+    /// How long they took, from the question to the last row.
+    pub sql_seconds: Histogram,
+    /// SQL queries that run.
+    pub sql_running: IntGauge,
+    /// Questions by the name of a query, by name and what answered them (`cache`, `run`).
+    pub named_queries: IntCounterVec,
     /// Rows of batches, by topic and format of the payload.
     pub decoded_rows: IntCounterVec,
     /// Bytes of the payloads they were decoded from, by topic and format.
@@ -223,6 +237,36 @@ impl Metrics {
                 "karrow_schema_registry_requests_total",
                 "Requests to the schema registry by outcome: ok, unknown or error.",
                 &["outcome"],
+            )?,
+            stored_rows: make.counters(
+                "karrow_stored_rows_total",
+                "Rows stored in tables.",
+                &["topic"],
+            )?,
+            store_errors: make.counters(
+                "karrow_store_errors_total",
+                "Tries to store rows of a topic that have failed.",
+                &["topic"],
+            )?,
+            store_skipped: make.counters(
+                "karrow_store_skipped_offsets_total",
+                "Offsets that Kafka had deleted before they were stored.",
+                &["topic"],
+            )?,
+            sql_queries: make.counters(
+                "karrow_sql_queries_total",
+                "SQL queries, by what became of them.",
+                &["outcome"],
+            )?,
+            sql_seconds: make.histogram(
+                "karrow_sql_seconds",
+                "Duration of SQL queries, from the question to the last row.",
+            )?,
+            sql_running: make.gauge("karrow_sql_running", "SQL queries that run.")?,
+            named_queries: make.counters(
+                "karrow_named_queries_total",
+                "Questions by the name of a query, by what answered them: the cache, or a run.",
+                &["query", "source"],
             )?,
             schema_registry_seconds: make.histogram(
                 "karrow_schema_registry_seconds",

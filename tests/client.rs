@@ -705,3 +705,43 @@ fn rows_with_errors_are_counted() {
     let read = run(&karrow, &["get", "t", "--columns", "error"]);
     assert_eq!((read.code, read.err.as_str()), (0, ""));
 }
+
+#[test]
+fn questions_are_answered_in_many_forms() {
+    let kafka = Kafka::with(&[("candy", 1)]);
+    let candy = |id: u8| format!(r#"{{"id":{id},"name":"n{id}"}}"#);
+    kafka.put_all("candy", 0, (0..3).map(candy));
+    let karrow = Karrow::with(&kafka, &["--topics", "candy", "--start", "earliest"], |_| {});
+    karrow.await_metric("karrow_stream_window_rows{topic=\"candy\"}", |rows| rows == 3.0);
+    let sql = "select \"offset\", payload.name, payload from candy order by 1";
+    let rows = run(&karrow, &["sql", "--output", "json", sql]).json();
+    let row = |id: u8| json!({"offset": id, "name": format!("n{id}"), "payload": {"id": id, "name": format!("n{id}")}});
+    assert_eq!(rows, [row(0), row(1), row(2)]);
+    let piped = run_with(&karrow, &["sql", "-", "--output", "json"], sql.as_bytes());
+    assert_eq!(piped.json(), rows);
+    let table = run(&karrow, &["sql", sql]);
+    let header =
+        table.text().lines().next().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(header.unwrap(), ["offset", "name", "payload.id", "payload.name"]);
+    let csv = run(&karrow, &["sql", "--output", "csv", "select 1 as a, 'x,y' as b from candy"]);
+    assert_eq!(csv.text(), "a,b\n1,\"x,y\"\n1,\"x,y\"\n1,\"x,y\"\n");
+    let none = run(&karrow, &["sql", "--output", "csv", "select 1 as a from candy where false"]);
+    assert_eq!(none.text(), "a\n");
+    let arrow = run(&karrow, &["sql", "--output", "arrow", "select \"offset\" from candy"]);
+    let batches = StreamReader::try_new(arrow.out.as_slice(), None).unwrap();
+    assert_eq!(batches.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 3);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("candy.parquet");
+    let file = path.to_str().unwrap();
+    let stored = run(&karrow, &["sql", sql, "-o", file]);
+    assert_eq!((stored.code, stored.err), (0, format!("karrow: 3 rows are in {file}\n")));
+    assert_eq!(parquet_rows(&path).iter().map(RecordBatch::num_rows).sum::<usize>(), 3);
+    // DuckDB shows the place.
+    let wrong = run(&karrow, &["sql", "select nosuch from candy"]);
+    assert_eq!((wrong.code, wrong.out.len()), (64, 0), "{}", wrong.err);
+    assert!(wrong.err.contains("\nLINE 1: select nosuch from candy\n"), "{}", wrong.err);
+    let denied = run(&karrow, &["sql", "drop view candy"]);
+    assert!(denied.error(64).contains("only statements that read are taken"), "{}", denied.err);
+    let unclear = run(&karrow, &["sql", sql, "-o", "rows.xyz"]);
+    assert!(unclear.error(64).contains("--output does"), "{}", unclear.err);
+}

@@ -79,16 +79,20 @@ fn the_sample_holds_every_setting_with_its_default() {
     let (defaults, _) = load(&[], Settings::default()).unwrap();
     assert_eq!(format!("{from_sample:?}"), format!("{defaults:?}"));
 
-    // The embedded broker's settings show only where it runs.
-    let embedded = |text: &str| toml(&text.replace("embedded = false", "embedded = true"));
+    // The embedded broker's settings show only where it runs, those of the file where something is stored.
+    let embedded = |text: &str| {
+        let text = text.replace("embedded = false", "embedded = true");
+        toml(&text.replace("persist = false", "persist = true"))
+    };
     let from_sample = embedded(&settings.replace("brokers = ", "# brokers = ")).unwrap();
-    let defaults = embedded("embedded = false").unwrap();
+    let defaults = embedded("embedded = false\npersist = false").unwrap();
     assert_eq!(format!("{from_sample:?}"), format!("{defaults:?}"));
 
     let unknown = toml("nonsense = 1").unwrap_err();
     for name in unknown.split('`').skip(3).step_by(2) {
         let is_there = match name {
             "topic" => sample.contains("[topic.orders]"),
+            "queries" => sample.contains("[queries.cheapest]"),
             // What has no default is indented there.
             name => {
                 sample.contains(&format!("#   {name} = "))
@@ -217,7 +221,9 @@ fn a_wrong_file_is_one_line_that_names_file_place_and_setting() {
         ("http-port = \"on\"", "neither a port (0 to 65535) nor `off`"),
         ("host = \"kafka.example\"", "'kafka.example' is no address"),
         ("port = ", "karrow.toml:1:"),
-        ("[queries]", "karrow.toml:1:2: unknown setting `queries`"),
+        ("[questions]", "karrow.toml:1:2: unknown setting `questions`"),
+        ("[queries.a]", "karrow.toml:1:1: missing field `sql`"),
+        ("[queries.\"a b\"]\nsql = \"select 1\"", "queries.a b: no legal name of a query"),
         ("topics = [\"a b\"]\nembedded = true", "topics: 'a b' is no legal topic name"),
         ("output-limit = 0", "output-limit: must be at least 1 byte"),
         ("max-clients = 0", "max-clients: '0' is no whole number from 1 to"),
@@ -607,9 +613,10 @@ fn a_port_that_is_taken_is_named_with_its_flag() {
     let port = addr.port().to_string();
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().to_str().unwrap();
-    for flag in ["--port", "--http-port", "--kafka-port"] {
+    let ports = ["--port", "--http-port", "--flight-port", "--kafka-port"];
+    for flag in ports {
         let mut args = vec!["serve", "--embedded", "--data-dir", dir];
-        for other in ["--port", "--http-port", "--kafka-port"] {
+        for other in ports {
             args.extend([other, if other == flag { &port } else { "0" }]);
         }
         let (code, text) = karrow(&args, &[]);

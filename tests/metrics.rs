@@ -8,6 +8,8 @@ use arrow_flight::{FlightClient, FlightDescriptor};
 use futures::StreamExt;
 use tonic::transport::Channel;
 
+use karrow::config::sql::QuerySettings;
+
 use crate::support::kafka::{Code, HEARTBEAT, OFFSET_COMMIT, PRODUCE};
 use crate::support::registry::Registry;
 use crate::support::{Kafka, Karrow, Reply, eventually};
@@ -34,6 +36,51 @@ async fn follow(karrow: &Karrow, topic: &str) -> FlightRecordBatchStream {
     let plan = client.get_flight_info(FlightDescriptor::new_cmd(command)).await.expect("a plan");
     let ticket = plan.endpoint[0].ticket.clone().expect("a ticket");
     client.do_get(ticket).await.expect("a stream")
+}
+
+/// The metrics of SQL, each of which has moved.
+fn move_those_of_sql() -> Vec<String> {
+    let kafka = Kafka::with(&[("q", 1)]);
+    kafka.put("q", 0, "first");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("q.duckdb");
+    let is_some = |count: f64| count > 0.0;
+    let mut flags = vec!["--topics", "q", "--start", "earliest", "--persist"];
+    flags.extend(["--db-path", file.to_str().expect("UTF-8")]);
+    let mut karrow = Karrow::with(&kafka, &flags, |_| {});
+    karrow.await_metric("karrow_stored_rows_total{topic=\"q\"}", is_some);
+    karrow.stop().join().expect("it stops");
+    kafka.put_all("q", 0, (0..80).map(|_| "x".repeat(100_000)));
+    flags.extend(["--buffer-limit", "1", "--when-full", "error"]);
+    let karrow = Karrow::with(&kafka, &flags, |config| {
+        let sql = "select count(*) from q".to_owned();
+        config.sql.queries = [("n".to_owned(), QuerySettings { sql, max_age: None })].into();
+    });
+    karrow.await_metric("karrow_stored_rows_total{topic=\"q\"}", is_some);
+    // The mock cluster keeps five megabytes, so the rest was deleted before it was stored.
+    karrow.await_metric("karrow_store_skipped_offsets_total{topic=\"q\"}", is_some);
+    // The window is full, which ends the stream.
+    kafka.put("q", 0, "second");
+    karrow.await_metric("karrow_store_errors_total{topic=\"q\"}", is_some);
+    assert_eq!(karrow.get("/readyz").0, 503);
+    let mut client = karrow.connect();
+    client.send(&["SQL", "select sum(a.i * b.i) from range(10000000) a(i), range(10000000) b(i)"]);
+    karrow.await_metric("karrow_sql_running", is_some);
+    drop(client);
+    assert_eq!(karrow.get("/v1/queries/n").0, 200);
+    let run = "karrow_named_queries_total{query=\"n\",source=\"run\"}";
+    karrow.await_metric(run, is_some);
+    karrow.await_metric("karrow_sql_queries_total{outcome=\"ok\"}", is_some);
+    karrow.await_metric("karrow_sql_seconds_count", is_some);
+    let moved = [
+        "stored_rows_total",
+        "store_skipped_offsets_total",
+        "store_errors_total",
+        "sql_running",
+        "named_queries_total",
+    ];
+    let moved = moved.iter().chain(&["sql_queries_total", "sql_seconds"]);
+    moved.map(|name| format!("karrow_{name}")).collect()
 }
 
 #[test]
@@ -216,6 +263,7 @@ fn every_metric_moves() {
     look();
     // Awaited above; it is back by the next look.
     moved.insert("karrow_range_readers".to_owned());
+    moved.extend(move_those_of_sql());
     let still: Vec<String> = names().difference(&moved).cloned().collect();
     assert!(still.is_empty(), "these never moved: {still:?}");
 }

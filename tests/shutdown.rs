@@ -103,7 +103,17 @@ fn messages_that_were_not_stored_are_counted_and_change_the_exit_code() {
     let kafka = Kafka::with(&[("stuck", 1)]);
     kafka.set_leader("stuck", 0, None);
     let mut process = Command::new(env!("CARGO_BIN_EXE_karrow"))
-        .args(["serve", "--port", "0", "--http-port", "off", "--shutdown-grace", "500ms"])
+        .args([
+            "serve",
+            "--port",
+            "0",
+            "--http-port",
+            "off",
+            "--flight-port",
+            "off",
+            "--shutdown-grace",
+            "500ms",
+        ])
         .args(["--brokers", &kafka.servers()])
         .env_clear()
         .stdout(Stdio::piped())
@@ -163,7 +173,18 @@ fn stop_by_signal(log: Stdio) {
         r#"{"consumer": {"auto.commit.interval.ms": 3600000, "heartbeat.interval.ms": 100}}"#;
     std::fs::write(&file, json).expect("written");
     let mut process = Command::new(env!("CARGO_BIN_EXE_karrow"))
-        .args(["serve", "--port", "0", "--http-port", "off", "--brokers", &kafka.servers(), "-c"])
+        .args([
+            "serve",
+            "--port",
+            "0",
+            "--http-port",
+            "off",
+            "--flight-port",
+            "off",
+            "--brokers",
+            &kafka.servers(),
+            "-c",
+        ])
         .arg(&file)
         .env_clear()
         .stdout(Stdio::piped())

@@ -9,6 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["config", "metrics", "shutdown"],
     &["kafka"],
     &["decode"],
+    &["encode"],
     &["stream"],
     &["sql"],
     // The edges never use one another; these are what they share.
@@ -34,12 +35,15 @@ const CRATES: &[(&[&str], &[&str])] = &[
         ],
         &["src/kafka/embedded"],
     ),
-    (&["axum", "hyper", "hyper_util"], &["src/serve/http"]),
+    (&["axum", "hyper", "hyper_util", "tokio_io_timeout"], &["src/serve/http"]),
+    (&["moka"], &["src/sql/queries.rs", "src/serve/flight/sql/prepared.rs"]),
+    (&["duckdb"], &["src/sql"]),
     (&["protox", "prost_reflect"], &["src/decode/protobuf"]),
     (&["reqwest"], &["src/decode/schema_registry.rs"]),
     (&["comfy_table", "indicatif", "parquet", "terminal_size"], &["src/client"]),
     (&["redis_protocol"], &["src/serve/resp"]),
     (&["tonic", "arrow_flight"], &["src/serve/flight", "src/client"]),
+    (&["prost"], &["src/serve/flight", "src/client", "src/decode/protobuf"]),
     (
         &["clap"],
         &[

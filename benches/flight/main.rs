@@ -18,21 +18,20 @@ mod resp;
 mod server;
 #[path = "../gateway/sys.rs"]
 mod sys;
+mod topic;
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
-use rdkafka::ClientConfig;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use common::{argument, bare_loop, drain, fill, spread};
 use kafka::Kafka;
-use server::{Kind, Recipe, Server, eventually};
+use server::{Kind, Recipe};
+use topic::{FIRST, JSON, JSON_MESSAGES, keeping, kept, number, symbol};
 
 /// Failures are one sentence that names the thing.
 pub type Result<T> = std::result::Result<T, String>;
@@ -43,16 +42,6 @@ const GIB: f64 = (1_u64 << 30) as f64;
 const RAW: &str = "flight-raw";
 const RAW_MESSAGES: usize = 1 << 20;
 const RAW_BYTES: usize = 1 << 10;
-
-/// JSON of 60 bytes.
-const JSON: &str = "flight-json";
-const JSON_MESSAGES: usize = 1_000_000;
-
-/// How long a topic may take to be in its window.
-const INGEST: Duration = Duration::from_secs(120);
-
-/// Time between two looks: each is a request that the server has to answer.
-const LOOK: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
     let outcome = if let Some(addr) = argument(bare::ARGUMENT) {
@@ -116,35 +105,6 @@ fn measure(dir: &Path, rounds: usize) -> Result<()> {
         read(&recipe, rounds)?;
     }
     Ok(())
-}
-
-/// A karrow that keeps `topic` from its beginning, as far as `limit` goes.
-fn keeping(recipe: &Recipe, topic: &str, limit: &str) -> Recipe {
-    let arguments = ["--topics", topic, "--start", "earliest", "--ttl", "1h"];
-    let limits = ["--buffer-limit", limit, "--memory-limit", limit];
-    let arguments = arguments.iter().chain(&limits).map(ToString::to_string).collect();
-    Recipe { arguments, ..recipe.clone() }
-}
-
-/// Waits until all rows are in the window.
-fn kept(server: &Server, topic: &str, rows: usize) -> Result<()> {
-    eventually(&format!("{rows} rows in the window of {topic}"), INGEST, || {
-        std::thread::sleep(LOOK);
-        Ok((rows_kept(server, topic)? == rows as u64).then_some(()))
-    })
-}
-
-/// Rows in the window, as HTTP lists them.
-fn rows_kept(server: &Server, topic: &str) -> Result<u64> {
-    let failed = |why: &dyn std::fmt::Display| format!("/v1/streams/{topic}: {why}");
-    let mut stream = TcpStream::connect(server.ports.http).map_err(|why| failed(&why))?;
-    let request = format!("GET /v1/streams/{topic} HTTP/1.0\r\n\r\n");
-    stream.write_all(request.as_bytes()).map_err(|why| failed(&why))?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).map_err(|why| failed(&why))?;
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    let view: serde_json::Value = serde_json::from_str(body).map_err(|why| failed(&why))?;
-    view["rows"].as_u64().ok_or_else(|| failed(&body))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -319,37 +279,4 @@ fn check(batch: &RecordBatch, mut next: i64) -> Result<i64> {
         next += 1;
     }
     Ok(next)
-}
-
-/// Ids have eight digits, so that all messages are of one length.
-const FIRST: i64 = 10_000_000;
-
-fn symbol(number: i64) -> String {
-    format!("SYM{}", 10 + number % 90)
-}
-
-/// Produces the JSON topic: 60 bytes a message, no two alike.
-fn number(brokers: SocketAddr) -> Result<()> {
-    let failed = |why: rdkafka::error::KafkaError| format!("producing {JSON}: {why}");
-    let producer: BaseProducer = ClientConfig::new()
-        .set("bootstrap.servers", brokers.to_string())
-        .set("enable.idempotence", "true")
-        .set("queue.buffering.max.messages", "0")
-        .set("linger.ms", "50")
-        .create()
-        .map_err(failed)?;
-    for number in 0..JSON_MESSAGES as i64 {
-        let payload = format!(
-            r#"{{"id":{},"symbol":"{}","price":4711.25,"open":true}}"#,
-            FIRST + number,
-            symbol(number)
-        );
-        assert_eq!(payload.len(), 60, "{payload}");
-        let record = BaseRecord::<(), _>::to(JSON).payload(&payload);
-        producer.send(record).map_err(|(why, _)| failed(why))?;
-        if number % 1024 == 0 {
-            producer.poll(Duration::ZERO);
-        }
-    }
-    producer.flush(server::PATIENCE).map_err(failed)
 }

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::connection::Server;
 use super::output::{print, terminal_width};
-use super::{Failure, csv, note, table};
+use super::{Failure, note, table};
 use crate::config::flags::client::{ActionsFlags, ListOutput};
+use crate::encode::csv;
 
 /// Lists the actions, or does one and prints its results, a line each.
 ///

@@ -1,7 +1,5 @@
 //! `karrow client get`: rows of a topic, in one form or another.
 
-use std::io::IsTerminal as _;
-
 use arrow::datatypes::{DataType, Fields};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -9,9 +7,9 @@ use tokio_util::sync::CancellationToken;
 use super::connection::Server;
 use super::progress::Progress;
 use super::read::{Event, Read, plan, schema_of};
-use super::sink::Sink;
+use super::sink::{Shown, Sink, check};
 use super::{Failure, note, until};
-use crate::config::flags::client::{GetFlags, GetOutput, LayoutFlag, PlaceFlag};
+use crate::config::flags::client::{GetFlags, LayoutFlag, PlaceFlag, RowsOutput};
 use crate::decode::envelope::{ENVELOPE, Layout};
 use crate::serve::flight::request::{Place, ReadRequest, Ticket};
 use crate::stream::window::Positions;
@@ -24,15 +22,16 @@ const NAMES_MAX: usize = 50;
 /// # Errors
 /// One line each.
 pub async fn run(server: Server, flags: GetFlags, stop: CancellationToken) -> Result<(), Failure> {
-    check(&flags)?;
+    check(&flags.output)?;
     let request = request_of(&flags);
     let planned = until(&stop, Read::plan(server.clone(), request.clone())).await;
     if let Err(Failure::Usage(_)) = &planned {
         until(&stop, check_columns(&server, &request, &flags.columns)).await?;
     }
     let mut read = planned?;
-    let mut progress = Progress::new(read.first_ticket(), flags.file.is_some());
-    let mut sink = Sink::open(&flags, read.schema())?;
+    let mut progress = Progress::new(read.first_ticket(), flags.output.file.is_some());
+    let shown = Shown { is_picked: !flags.columns.is_empty(), hint: "--columns picks others" };
+    let mut sink = Sink::open(&flags.output, shown, read.schema())?;
     if let Some(text) = read.first_ticket().and_then(|ticket| remark(&flags, ticket)) {
         note(&text);
     }
@@ -42,7 +41,7 @@ pub async fn run(server: Server, flags: GetFlags, stop: CancellationToken) -> Re
     let ended = copied?;
     finished?;
     let topic = &request.topic;
-    if let Some(path) = &flags.file {
+    if let Some(path) = &flags.output.file {
         note(&format!("{} rows of {topic} are in {}", progress.rows(), path.display()));
     }
     match ended {
@@ -133,26 +132,10 @@ async fn copy(
     }
 }
 
-fn check(flags: &GetFlags) -> Result<(), Failure> {
-    if let Some(file) = flags.file.as_deref().filter(|_| flags.is_output_unknown()) {
-        let file = file.display();
-        return Err(Failure::usage(format!("{file}: its name says no format, --output does")));
-    }
-    match flags.output() {
-        GetOutput::Parquet if flags.file.is_none() => {
-            Err(Failure::usage("--output parquet needs a file, --file says which"))
-        }
-        GetOutput::Arrow if flags.file.is_none() && std::io::stdout().is_terminal() => {
-            Err(Failure::usage("--output arrow is not for a terminal, --file names a file"))
-        }
-        _ => Ok(()),
-    }
-}
-
 fn request_of(flags: &GetFlags) -> ReadRequest {
-    let layout = flags.layout.unwrap_or(match flags.output() {
-        GetOutput::Table | GetOutput::Csv => LayoutFlag::Flat,
-        GetOutput::Json | GetOutput::Arrow | GetOutput::Parquet => LayoutFlag::Struct,
+    let layout = flags.layout.unwrap_or(match flags.output.format() {
+        RowsOutput::Table | RowsOutput::Csv => LayoutFlag::Flat,
+        RowsOutput::Json | RowsOutput::Arrow | RowsOutput::Parquet => LayoutFlag::Struct,
     });
     let to = match (&flags.to, flags.follow) {
         (_, true) => None,

@@ -8,8 +8,9 @@ use serde_json::{Map, Value, json};
 use super::connection::Server;
 use super::output::{print, terminal_width};
 use super::read::schema_of;
-use super::{Failure, csv, table};
+use super::{Failure, table};
 use crate::config::flags::client::{ListFlags, ListOutput};
+use crate::encode::csv;
 
 /// Names and types.
 type Columns = Vec<(String, String)>;

@@ -1,6 +1,6 @@
 //! [`Sink`]: what rows are written as.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -11,8 +11,9 @@ use parquet::file::properties::WriterProperties;
 
 use super::output::{Broken, Output, terminal_width};
 use super::table::Table;
-use super::{Failure, csv, json, note};
-use crate::config::flags::client::{GetFlags, GetOutput};
+use super::{Failure, note};
+use crate::config::flags::client::{OutputFlags, RowsOutput};
+use crate::encode::{csv, json};
 use crate::error::Error;
 
 /// What a row group may take before it is written.
@@ -25,8 +26,17 @@ pub struct Sink {
     schema: SchemaRef,
 }
 
+/// What a table shows of its columns.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown {
+    /// The user has named them, so all are shown.
+    pub is_picked: bool,
+    /// How to get those for which there is no room.
+    pub hint: &'static str,
+}
+
 enum Form {
-    Table(Table, Output),
+    Table(Table, &'static str, Output),
     Json(Output),
     Csv(Output),
     Arrow(Box<StreamWriter<Output>>),
@@ -39,35 +49,35 @@ impl Sink {
     ///
     /// # Errors
     /// The file cannot be made, or the format has no such columns.
-    pub fn open(flags: &GetFlags, schema: &SchemaRef) -> Result<Self, Failure> {
+    pub fn open(flags: &OutputFlags, shown: Shown, schema: &SchemaRef) -> Result<Self, Failure> {
         let output = match &flags.file {
             Some(path) => Output::create(path)?,
             None => Output::stdout(),
         };
         let broken = output.broken();
         let schema = schema.clone();
-        let form = match flags.output() {
-            GetOutput::Table => {
+        let form = match flags.format() {
+            RowsOutput::Table => {
                 let width = if flags.file.is_none() { terminal_width() } else { None };
-                Form::Table(Table::new(width, !flags.columns.is_empty()), output)
+                Form::Table(Table::new(width, shown.is_picked), shown.hint, output)
             }
-            GetOutput::Json => Form::Json(output),
-            GetOutput::Csv => {
+            RowsOutput::Json => Form::Json(output),
+            RowsOutput::Csv => {
                 let mut sink = Self { form: Form::Csv(output), broken, schema };
                 let mut text = String::new();
                 csv::write_header(&RecordBatch::new_empty(sink.schema.clone()), &mut text);
                 sink.write_text(text.as_bytes())?;
                 return Ok(sink);
             }
-            GetOutput::Arrow if flags.wants_arrow_file() => {
+            RowsOutput::Arrow if flags.wants_arrow_file() => {
                 let writer = FileWriter::try_new(output, &schema);
                 Form::ArrowFile(Box::new(writer.map_err(|error| broken.failure(&error))?))
             }
-            GetOutput::Arrow => {
+            RowsOutput::Arrow => {
                 let writer = StreamWriter::try_new(output, &schema);
                 Form::Arrow(Box::new(writer.map_err(|error| broken.failure(&error))?))
             }
-            GetOutput::Parquet => {
+            RowsOutput::Parquet => {
                 let properties = WriterProperties::builder()
                     .set_compression(Compression::ZSTD(ZstdLevel::default()))
                     .build();
@@ -97,11 +107,12 @@ impl Sink {
         }
         let broken = self.broken.clone();
         match &mut self.form {
-            Form::Table(table, _) => {
+            Form::Table(table, hint, _) => {
                 let printed = table.print(batch).map_err(cannot)?;
+                let hint = *hint;
                 self.write_text(printed.text.as_bytes())?;
                 if let Some(names) = printed.left_out {
-                    note(&format!("no room for {}; --columns picks others", names.join(", ")));
+                    note(&format!("no room for {}; {hint}", names.join(", ")));
                 }
             }
             Form::Json(_) => {
@@ -139,12 +150,12 @@ impl Sink {
     pub fn finish(mut self) -> Result<(), Failure> {
         let broken = self.broken.clone();
         match &mut self.form {
-            Form::Table(table, _) if table.is_new() => {
+            Form::Table(table, ..) if table.is_new() => {
                 let empty = RecordBatch::new_empty(self.schema.clone());
                 let printed = table.print(&empty).map_err(cannot)?;
                 self.write_text(printed.text.as_bytes())
             }
-            Form::Table(_, output) | Form::Json(output) | Form::Csv(output) => {
+            Form::Table(_, _, output) | Form::Json(output) | Form::Csv(output) => {
                 output.flush().map_err(|error| broken.failure(&error))
             }
             Form::Arrow(writer) => writer
@@ -162,12 +173,32 @@ impl Sink {
     }
 
     fn write_text(&mut self, text: &[u8]) -> Result<(), Failure> {
-        let (Form::Table(_, output) | Form::Json(output) | Form::Csv(output)) = &mut self.form
+        let (Form::Table(_, _, output) | Form::Json(output) | Form::Csv(output)) = &mut self.form
         else {
             return Ok(());
         };
         let written = output.write_all(text).and_then(|()| output.flush());
         written.map_err(|error| self.broken.failure(&error))
+    }
+}
+
+/// Refuses what cannot be, before anything is asked.
+///
+/// # Errors
+/// Says what to do.
+pub fn check(flags: &OutputFlags) -> Result<(), Failure> {
+    if let Some(file) = flags.file.as_deref().filter(|_| flags.is_output_unknown()) {
+        let file = file.display();
+        return Err(Failure::usage(format!("{file}: its name says no format, --output does")));
+    }
+    match flags.format() {
+        RowsOutput::Parquet if flags.file.is_none() => {
+            Err(Failure::usage("--output parquet needs a file, --file says which"))
+        }
+        RowsOutput::Arrow if flags.file.is_none() && std::io::stdout().is_terminal() => {
+            Err(Failure::usage("--output arrow is not for a terminal, --file names a file"))
+        }
+        _ => Ok(()),
     }
 }
 

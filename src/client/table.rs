@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ColumnConstraint, Row, Table as Grid, TableComponent, Width};
 
-use super::flatten::{Leaf, leaves};
+use crate::encode::flatten::{Leaf, leaves};
 use crate::error::Result;
 
 /// What a column gets before the others have what they need.

@@ -21,6 +21,7 @@ use tracing_subscriber::filter::LevelFilter;
 use client::ClientFlags;
 
 use super::formats::{Format, OnBadRecord, TopicSettings};
+use super::sql::QuerySettings;
 use super::streams::{Start, WhenFull, topic_pattern};
 use super::topic_is_legal;
 use super::units::{ByteSize, Count, Span, from_text};
@@ -245,6 +246,48 @@ pub struct Settings {
     #[serde(default)]
     pub topic: BTreeMap<String, TopicSettings>,
 
+    /// Store streams in tables of a DuckDB file
+    #[arg(long, value_name = "BOOL", env = "KARROW_PERSIST", num_args = 0..=1, hide_possible_values = true,
+          require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub persist: Option<bool>,
+
+    /// That file [default: ./karrow.duckdb]
+    #[arg(long, value_name = "FILE", env = "KARROW_DB_PATH")]
+    pub db_path: Option<PathBuf>,
+
+    /// How old a stored row may become, by its timestamp [default: without a limit]
+    #[arg(long, value_name = "DURATION", env = "KARROW_DB_MAX_AGE")]
+    pub db_max_age: Option<Span>,
+
+    /// How large the file may become, about; then its oldest rows leave it [default: without a limit]
+    #[arg(long, value_name = "SIZE", env = "KARROW_DB_MAX_SIZE")]
+    pub db_max_size: Option<ByteSize>,
+
+    /// Memory of all SQL queries, and of what is written into the file [default: 512MiB]
+    #[arg(long, value_name = "SIZE", env = "KARROW_SQL_MEMORY")]
+    pub sql_memory: Option<ByteSize>,
+
+    /// Threads of all SQL queries; 0 is half of the cores [default: 0]
+    #[arg(long, value_name = "N", env = "KARROW_SQL_THREADS")]
+    pub sql_threads: Option<Count<0, 1024>>,
+
+    /// How long an SQL query may run [default: 30s]
+    #[arg(long, value_name = "DURATION", env = "KARROW_SQL_TIME")]
+    pub sql_time: Option<Span>,
+
+    /// SQL queries that run at once; others wait [default: 4]
+    #[arg(long, value_name = "N", env = "KARROW_SQL_CONCURRENCY")]
+    pub sql_concurrency: Option<Count<1, 1024>>,
+
+    /// Largest answer of SQL to Redis clients, and of named queries [default: 64MiB]
+    #[arg(long, value_name = "SIZE", env = "KARROW_SQL_RESULT_LIMIT")]
+    pub sql_result_limit: Option<ByteSize>,
+
+    /// SQL queries by name; only in karrow.toml.
+    #[arg(skip)]
+    #[serde(default)]
+    pub queries: BTreeMap<String, QuerySettings>,
+
     /// Threads that serve connections; 0 is half of the cores [default: 0]
     #[arg(long, value_name = "N", env = "KARROW_IO_THREADS")]
     pub io_threads: Option<Count<0, 1024>>,
@@ -324,6 +367,16 @@ impl Settings {
             when_full: self.when_full.or(lower.when_full),
             json_fields: self.json_fields.or(lower.json_fields),
             topic: if self.topic.is_empty() { lower.topic } else { self.topic },
+            persist: self.persist.or(lower.persist),
+            db_path: self.db_path.or(lower.db_path),
+            db_max_age: self.db_max_age.or(lower.db_max_age),
+            db_max_size: self.db_max_size.or(lower.db_max_size),
+            sql_memory: self.sql_memory.or(lower.sql_memory),
+            sql_threads: self.sql_threads.or(lower.sql_threads),
+            sql_time: self.sql_time.or(lower.sql_time),
+            sql_concurrency: self.sql_concurrency.or(lower.sql_concurrency),
+            sql_result_limit: self.sql_result_limit.or(lower.sql_result_limit),
+            queries: if self.queries.is_empty() { lower.queries } else { self.queries },
             io_threads: self.io_threads.or(lower.io_threads),
             max_clients: self.max_clients.or(lower.max_clients),
             bulk_limit: self.bulk_limit.or(lower.bulk_limit),

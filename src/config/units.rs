@@ -11,7 +11,7 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub usize);
 
-/// A span of time: `250ms`, `5s`, `1m`, `2h`, `1.5s`. The unit is part of it; a bare number is refused.
+/// A span of time: `250ms`, `5s`, `1m`, `2h`, `7d`, `1.5s`. The unit is part of it; a bare number is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
@@ -30,12 +30,13 @@ const SIZES: [(&str, u64); 8] = [
     ("gib", 1 << 30),
 ];
 
-const SPANS: [(&str, u64); 5] = [
+const SPANS: [(&str, u64); 6] = [
     ("us", 1_000),
     ("ms", 1_000_000),
     ("s", 1_000_000_000),
     ("m", 60_000_000_000),
     ("h", 3_600_000_000_000),
+    ("d", 86_400_000_000_000),
 ];
 
 /// Splits `1.5 MiB` into its number and its unit, lower-cased.

@@ -64,7 +64,7 @@ fn fields(known: &Fields, new: &Fields) -> Fields {
 }
 
 /// The types of a map's keys and values.
-fn pair(entries: &Field) -> Option<(&DataType, &DataType)> {
+pub fn pair(entries: &Field) -> Option<(&DataType, &DataType)> {
     match entries.data_type() {
         DataType::Struct(pair) => match pair.as_ref() {
             [key, value] => Some((key.data_type(), value.data_type())),

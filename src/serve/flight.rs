@@ -1,4 +1,4 @@
-//! The Flight edge: topics as Arrow over gRPC.
+//! The Flight edge: topics as Arrow over gRPC, and SQL over them.
 
 mod actions;
 mod exchange;
@@ -7,6 +7,7 @@ mod put;
 mod read;
 pub mod request;
 mod service;
+mod sql;
 mod status;
 
 use std::net::SocketAddr;

@@ -1,5 +1,6 @@
-//! The HTTP edge: `/metrics`, `/livez`, `/readyz`, `/v1/streams`.
+//! The HTTP edge: `/metrics`, `/livez`, `/readyz`, `/v1/streams`, `/v1/sql`, `/v1/queries`.
 
+mod sql;
 mod streams;
 
 use std::net::SocketAddr;
@@ -13,10 +14,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 
 use crate::config::HttpConfig;
 use crate::decode::schema_registry::SchemaRegistry;
@@ -26,6 +28,8 @@ use crate::kafka::embedded::BrokerHealth;
 use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
 use crate::serve::listener::is_denied;
+use crate::sql::queries::Queries;
+use crate::sql::sink::Sinks;
 use crate::stream::registry::Registry;
 use crate::stream::streams::Streams;
 
@@ -44,6 +48,10 @@ pub struct HttpState {
     pub registry: Arc<Registry>,
     /// Topics as windows.
     pub streams: Arc<Streams>,
+    /// SQL.
+    pub queries: Arc<Queries>,
+    /// What stores topics, where they are stored.
+    pub sinks: Option<Arc<Sinks>>,
     /// The producer, for what it has in flight.
     pub producer: Arc<Producer>,
     /// The schema registry, where there is one.
@@ -118,11 +126,15 @@ async fn accept(
         let routes = if denied { remote.clone() } else { all.clone() };
         let time_max = config.request_time_max;
         tokio::spawn(async move {
-            // One request each, so that one clock bounds its head, the work and the reader.
+            // A clock each for the head of a request, also for the one that does not come, and for a reader that does not
+            // read; what works on an answer has its own.
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(time_max));
             let serve = http1::Builder::new()
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-            let _ = tokio::time::timeout(time_max, serve).await;
+                .timer(TokioTimer::new())
+                .header_read_timeout(time_max)
+                .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(routes));
+            let _ = serve.await;
             drop(slot);
         });
     }
@@ -135,6 +147,9 @@ fn all_routes(state: Arc<HttpState>) -> Router {
         .route("/readyz", get(ready))
         .route("/v1/streams", get(streams::all))
         .route("/v1/streams/{topic}", get(streams::one))
+        .route("/v1/sql", get(sql::get).post(sql::post))
+        .route("/v1/queries", get(sql::all))
+        .route("/v1/queries/{name}", get(sql::call))
         .with_state(state)
 }
 
@@ -205,6 +220,10 @@ async fn ready(State(state): State<Arc<HttpState>>) -> Response {
         let text = "the schema registry does not answer\n";
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     }
+    if let Some((topic, error)) = state.sinks.as_ref().and_then(|sinks| sinks.trouble()) {
+        let text = format!("topic '{topic}' is not stored, trying again: {error}\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    }
     let answer = tokio::time::timeout(READY_TIMEOUT, state.producer.topics()).await;
     let late = || Err(Error::new(ErrorKind::Timeout, "no broker has answered in time"));
     match answer.unwrap_or_else(|_| late()) {
@@ -226,9 +245,12 @@ mod tests {
     use crate::config::streams::{Start, WhenFull};
     use crate::decode::formats::Formats;
     use crate::kafka::producer::ProducerLimits;
+    use crate::sql::engine::{Engine, SqlLimits};
     use crate::stream::assembler::CutLimits;
     use crate::stream::topic_stream::StreamSettings;
     use crate::stream::window::{Memory, WindowLimits};
+
+    const WAIT: Duration = Duration::from_secs(30);
 
     #[tokio::test]
     async fn a_broker_whose_storage_has_failed_is_not_ready() {
@@ -255,9 +277,18 @@ mod tests {
             metrics.clone(),
             runtime.clone(),
         );
+        let streams = streams.unwrap();
+        let sql_limits =
+            SqlLimits { memory_bytes_max: 64 << 20, threads: 2, time_max: WAIT, queries_max: 1 };
+        let engine =
+            Engine::open(streams.clone(), None, sql_limits, metrics.clone(), runtime.clone())
+                .unwrap();
+        let queries = Queries::new(engine, Default::default(), 1, &metrics).await.unwrap();
         let state = Arc::new(HttpState {
             schemas: None,
-            streams: streams.unwrap(),
+            sinks: None,
+            queries: Arc::new(queries),
+            streams,
             registry: Registry::new(Default::default(), metrics.clone()),
             producer: Arc::new(Producer::new(&options, limits, runtime, metrics.clone())),
             metrics,
@@ -268,7 +299,7 @@ mod tests {
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             protected_mode: true,
             connections_max: 8,
-            request_time_max: Duration::from_secs(30),
+            request_time_max: WAIT,
         })
         .unwrap();
         let addr = server.addr();

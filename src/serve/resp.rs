@@ -26,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
 use crate::serve::listener::is_denied;
+use crate::sql::queries::Queries;
 use crate::stream::batch::BatchOptions;
 use crate::stream::registry::Registry;
 
@@ -42,6 +43,8 @@ pub struct Services {
     pub formats: Arc<Formats>,
     /// What batches are like, where a client asks for nothing else.
     pub batches: BatchOptions,
+    /// SQL.
+    pub queries: Arc<Queries>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Where work runs that is not a connection's own: consumers, metadata.
@@ -60,6 +63,8 @@ pub struct Gateway {
     pub formats: Arc<Formats>,
     /// What batches are like, where a client asks for nothing else.
     pub batches: BatchOptions,
+    /// SQL.
+    pub queries: Arc<Queries>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Connections.
@@ -80,13 +85,14 @@ pub struct Gateway {
 impl Gateway {
     /// What connections to `server` share.
     pub fn new(config: RespConfig, server: &RespServer, services: Services) -> Arc<Self> {
-        let Services { registry, producer, formats, batches, metrics, runtime } = services;
+        let Services { registry, producer, formats, batches, queries, metrics, runtime } = services;
         Arc::new(Self {
             config,
             registry,
             producer,
             formats,
             batches,
+            queries,
             counters: CommandCounters::new(&metrics),
             metrics,
             clients: Clients::default(),

@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
+use arrow::datatypes::SchemaRef;
 use arrow_ipc::reader::read_record_batch;
 use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_ipc::{CompressionType, MetadataVersion, root_as_message};
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::window::Positions;
 use crate::error::{Error, Result};
@@ -62,6 +64,8 @@ pub struct EncodedBatch {
     pub ends: Positions,
     /// When it was made.
     pub made: Instant,
+    /// See [`derived`](Self::derived).
+    derived: Mutex<Option<(SchemaRef, RecordBatch)>>,
 }
 
 impl EncodedBatch {
@@ -84,12 +88,34 @@ impl EncodedBatch {
             &MetadataVersion::V5,
         )
         .map_err(internal)?;
-        Ok(Self { batch, header, body, starts, ends, made: Instant::now() })
+        let (made, derived) = (Instant::now(), Mutex::default());
+        Ok(Self { batch, header, body, starts, ends, made, derived })
     }
 
     /// What it takes in memory.
     pub fn bytes(&self) -> usize {
         self.header.len() + self.body.len()
+    }
+
+    /// Its rows in the columns of `schema`, which are made once, as long as nobody wants other ones. They live as long as
+    /// the batch does.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn derived(
+        &self,
+        schema: &SchemaRef,
+        make: impl FnOnce() -> Result<RecordBatch>,
+    ) -> Result<RecordBatch> {
+        let mut derived = self.derived.lock();
+        match &*derived {
+            Some((known, rows)) if known == schema => Ok(rows.clone()),
+            _ => {
+                let rows = make()?;
+                *derived = Some((schema.clone(), rows.clone()));
+                Ok(rows)
+            }
+        }
     }
 
     /// Its rows.

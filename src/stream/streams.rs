@@ -150,6 +150,12 @@ impl Streams {
         self.streams.lock().values().map(|entry| entry.stream.clone()).collect()
     }
 
+    /// Topics that somebody wants as streams, read or not, in their order.
+    pub fn wanted(&self) -> Vec<Arc<str>> {
+        let streams = self.streams.lock();
+        streams.iter().filter(|(_, entry)| entry.stays).map(|(topic, _)| topic.clone()).collect()
+    }
+
     /// How many readers read ranges that no window has, and how many wait until they may.
     pub fn range_readers(&self) -> (usize, usize) {
         self.pool.users()

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::assembler::{Assembler, CutLimits};
+use super::encoded::EncodedBatch;
 use super::streams::Clients;
 use super::window::{Evicted, Memory, Positions, Window, WindowLimits};
 use super::{blocking, is_passing};
@@ -154,6 +155,18 @@ pub struct StreamView {
     pub readers: usize,
 }
 
+/// What a window holds at one moment.
+pub struct Held {
+    /// The columns of its newest batch.
+    pub schema: Option<SchemaRef>,
+    /// From where on it has everything.
+    pub starts: Positions,
+    /// Its batches.
+    pub batches: Vec<Arc<EncodedBatch>>,
+    /// How often what can be read of it had changed.
+    pub version: u64,
+}
+
 impl Phase {
     /// In one word.
     pub fn label(&self) -> &'static str {
@@ -251,6 +264,23 @@ impl TopicStream {
         let begins = changes.wait_for(|_| !matches!(self.state.lock().phase, Phase::Starting));
         let _ = tokio::time::timeout(ASK_TIMEOUT, begins).await;
         self.view()
+    }
+
+    /// What its window holds.
+    pub fn window(&self) -> Held {
+        let version = self.version();
+        let state = self.state.lock();
+        Held {
+            schema: state.schema.clone(),
+            starts: state.window.starts().clone(),
+            batches: state.window.batches().cloned().collect(),
+            version,
+        }
+    }
+
+    /// How often what can be read of it has changed.
+    pub fn version(&self) -> u64 {
+        *self.changes.borrow()
     }
 
     /// Somebody reads it.

@@ -218,6 +218,11 @@ impl Window {
         self.batches.get(index)
     }
 
+    /// All that are there, from the oldest to the newest.
+    pub fn batches(&self) -> impl Iterator<Item = &Arc<EncodedBatch>> {
+        self.batches.iter()
+    }
+
     /// Whether another batch would make older ones leave.
     pub fn is_full(&self) -> bool {
         self.bytes >= self.limits.bytes_max || self.memory.is_exceeded()

@@ -30,6 +30,37 @@ pub struct Karrow {
     _dir: Option<tempfile::TempDir>,
 }
 
+/// What a karrow of a test starts with.
+fn configured(flags: &[&str], change: impl FnOnce(&mut Config)) -> (Runtime, Config) {
+    let any_port = ["karrow", "serve", "--port", "0", "--http-port", "0", "--flight-port", "0"];
+    let line = any_port.iter().chain(flags);
+    let Command::Serve(flags) = Cli::try_parse_from(line).expect("flags").command else {
+        panic!("serve was asked for");
+    };
+    let (mut config, _) = Config::load(*flags).expect("a configuration");
+    for (name, value) in [
+        ("session.timeout.ms", "6000"),
+        ("heartbeat.interval.ms", "100"),
+        ("max.poll.interval.ms", "60000"),
+        ("auto.commit.interval.ms", "100"),
+        ("fetch.wait.max.ms", "20"),
+        ("reconnect.backoff.ms", "10"),
+        ("reconnect.backoff.max.ms", "200"),
+    ] {
+        config.kafka.consumer.insert(name.to_owned(), value.to_owned());
+    }
+    for (name, value) in [("reconnect.backoff.ms", "10"), ("reconnect.backoff.max.ms", "200")] {
+        config.kafka.producer.insert(name.to_owned(), value.to_owned());
+    }
+    change(&mut config);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    (runtime, config)
+}
+
 impl Karrow {
     /// In front of `kafka`, with settings that make tests quick.
     pub fn start(kafka: &Kafka) -> Self {
@@ -61,32 +92,7 @@ impl Karrow {
         dir: Option<tempfile::TempDir>,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let any_port = ["karrow", "serve", "--port", "0", "--http-port", "0", "--flight-port", "0"];
-        let line = any_port.iter().chain(flags);
-        let Command::Serve(flags) = Cli::try_parse_from(line).expect("flags").command else {
-            panic!("serve was asked for");
-        };
-        let (mut config, _) = Config::load(*flags).expect("a configuration");
-        for (name, value) in [
-            ("session.timeout.ms", "6000"),
-            ("heartbeat.interval.ms", "100"),
-            ("max.poll.interval.ms", "60000"),
-            ("auto.commit.interval.ms", "100"),
-            ("fetch.wait.max.ms", "20"),
-            ("reconnect.backoff.ms", "10"),
-            ("reconnect.backoff.max.ms", "200"),
-        ] {
-            config.kafka.consumer.insert(name.to_owned(), value.to_owned());
-        }
-        for (name, value) in [("reconnect.backoff.ms", "10"), ("reconnect.backoff.max.ms", "200")] {
-            config.kafka.producer.insert(name.to_owned(), value.to_owned());
-        }
-        change(&mut config);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let (runtime, config) = configured(flags, change);
         // A test may be asynchronous itself.
         let running = tokio::task::block_in_place(|| runtime.block_on(app::start(config)));
         let running = running.expect("karrow starts");
@@ -100,6 +106,20 @@ impl Karrow {
             #[cfg(feature = "embedded-broker")]
             brokers: at.brokers,
             _dir: dir,
+        }
+    }
+
+    /// Why it does not start with these flags.
+    pub fn refused(flags: &[&str]) -> String {
+        Self::refused_with(flags, |_| {})
+    }
+
+    /// Why it does not start with these flags, and a configuration to be changed.
+    pub fn refused_with(flags: &[&str], change: impl FnOnce(&mut Config)) -> String {
+        let (runtime, config) = configured(flags, change);
+        match runtime.block_on(app::start(config)) {
+            Ok(_) => panic!("it has started"),
+            Err(error) => error.to_string(),
         }
     }
 

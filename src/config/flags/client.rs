@@ -25,6 +25,11 @@ const ACTION_BODIES: &str = r#"Examples:
   karrow client actions add-stream '^orders-'
   karrow client actions drop-stream orders"#;
 
+const SQL_EXAMPLES: &str = r#"Examples:
+  karrow client sql 'select payload.city, count(*) from orders group by 1'
+  karrow client sql --file orders.parquet 'select * from live.orders'
+  karrow client sql - < question.sql"#;
+
 /// A number below this, of milliseconds since 1970, is before 1973: it was meant as something else.
 const MILLIS_MIN: i64 = 100_000_000_000;
 
@@ -56,6 +61,9 @@ pub enum ClientCommand {
     /// Read a topic
     #[command(after_help = EXIT_CODES)]
     Get(Box<GetFlags>),
+    /// Ask a question in SQL: a statement that reads, over topics as tables
+    #[command(after_help = format!("{SQL_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Sql(SqlFlags),
     /// Produce messages from a file or stdin
     #[command(after_help = EXIT_CODES)]
     Put(PutFlags),
@@ -114,11 +122,30 @@ pub struct GetFlags {
     #[arg(long, value_name = "LAYOUT")]
     pub layout: Option<LayoutFlag>,
 
+    /// How and where to rows are written.
+    #[command(flatten)]
+    pub output: OutputFlags,
+}
+
+/// `karrow client sql`.
+#[derive(Debug, Args)]
+pub struct SqlFlags {
+    /// The statement; `-` reads it from stdin
+    pub statement: String,
+
+    /// How and where to rows are written.
+    #[command(flatten)]
+    pub output: OutputFlags,
+}
+
+/// Where rows go, and how they look.
+#[derive(Debug, Args)]
+pub struct OutputFlags {
     /// How rows are written: table fits the terminal; json is an object a line, with bytes that are no UTF-8 in base64
     /// under <name>_base64, as csv has them; arrow is an IPC file if its name ends with .arrow or .feather, else a stream
     /// [default: what the name of the file ends with, else table]
     #[arg(long, value_name = "FORMAT")]
-    pub output: Option<GetOutput>,
+    pub output: Option<RowsOutput>,
 
     /// Write to this file instead of stdout
     #[arg(short = 'o', long, value_name = "PATH")]
@@ -173,7 +200,7 @@ pub enum ListOutput {
 
 /// How rows are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum GetOutput {
+pub enum RowsOutput {
     /// For people.
     Table,
     /// One JSON object a line.
@@ -199,10 +226,10 @@ pub enum PutInput {
     Parquet,
 }
 
-impl GetFlags {
+impl OutputFlags {
     /// How rows are written, said or not.
-    pub fn output(&self) -> GetOutput {
-        self.output.or_else(|| self.output_of_file()).unwrap_or(GetOutput::Table)
+    pub fn format(&self) -> RowsOutput {
+        self.output.or_else(|| self.output_of_file()).unwrap_or(RowsOutput::Table)
     }
 
     /// Whether nothing says how rows are written, because the name of the file ends with something unknown.
@@ -210,13 +237,13 @@ impl GetFlags {
         self.output.is_none() && self.output_of_file().is_none()
     }
 
-    fn output_of_file(&self) -> Option<GetOutput> {
+    fn output_of_file(&self) -> Option<RowsOutput> {
         match self.extension().as_str() {
-            "" | "txt" => Some(GetOutput::Table),
-            "json" | "ndjson" | "jsonl" => Some(GetOutput::Json),
-            "csv" => Some(GetOutput::Csv),
-            "arrow" | "arrows" | "feather" => Some(GetOutput::Arrow),
-            "parquet" => Some(GetOutput::Parquet),
+            "" | "txt" => Some(RowsOutput::Table),
+            "json" | "ndjson" | "jsonl" => Some(RowsOutput::Json),
+            "csv" => Some(RowsOutput::Csv),
+            "arrow" | "arrows" | "feather" => Some(RowsOutput::Arrow),
+            "parquet" => Some(RowsOutput::Parquet),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::request::not;
 use super::service::Parts;
+use super::sql;
 use crate::config::streams::topic_pattern;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::admin::{Admin, TopicSpec};
@@ -37,7 +38,7 @@ pub fn list() -> Vec<ActionType> {
         r#type: name.to_owned(),
         description: about.to_owned(),
     };
-    ACTIONS.map(action).into()
+    ACTIONS.into_iter().chain(sql::ACTIONS).map(action).collect()
 }
 
 /// Does one.

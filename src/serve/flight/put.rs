@@ -144,7 +144,7 @@ fn topic_of(descriptor: Option<&FlightDescriptor>) -> Result<String> {
 }
 
 /// A message as it lies in an IPC stream.
-fn framed(message: &FlightData) -> Vec<u8> {
+pub(super) fn framed(message: &FlightData) -> Vec<u8> {
     let padding = message.data_header.len().next_multiple_of(8) - message.data_header.len();
     let size = message.data_header.len() + padding;
     let mut framed = Vec::with_capacity(8 + size + message.data_body.len());

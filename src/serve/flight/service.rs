@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use arrow::error::ArrowError;
+use arrow::datatypes::SchemaRef;
 use arrow_flight::flight_descriptor::DescriptorType;
 use arrow_flight::flight_service_server::FlightService;
 use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo,
-    HandshakeRequest, HandshakeResponse, IpcMessage, PollInfo, PutResult, SchemaAsIpc,
-    SchemaResult, Ticket as FlightTicket,
+    HandshakeRequest, HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket as FlightTicket,
 };
-use arrow_ipc::writer::IpcWriteOptions;
-use futures::stream::{BoxStream, Stream, StreamExt, TryStreamExt, iter};
+use futures::future::ready;
+use futures::stream::{BoxStream, Stream, StreamExt, TryStreamExt, iter, once};
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -21,6 +20,7 @@ use super::exchange::exchange;
 use super::put::{Incoming, put};
 use super::read::{plan, read};
 use super::request::{ReadRequest, Ticket};
+use super::sql::{self, Sql};
 use super::status::{code_name, status};
 use crate::config::KafkaOptions;
 use crate::decode::formats::Formats;
@@ -28,6 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
 use crate::serve::glob;
+use crate::sql::queries::Queries;
 use crate::stream::batch::BatchOptions;
 use crate::stream::registry::Registry;
 use crate::stream::streams::Streams;
@@ -42,6 +43,8 @@ pub struct Parts {
     pub streams: Arc<Streams>,
     /// Consumer sessions.
     pub registry: Arc<Registry>,
+    /// SQL.
+    pub queries: Arc<Queries>,
     /// The producer of all connections.
     pub producer: Arc<Producer>,
     /// What topics are created with.
@@ -62,6 +65,7 @@ pub struct Parts {
 #[derive(Clone)]
 pub struct Service {
     parts: Arc<Parts>,
+    sql: Arc<Sql>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -70,13 +74,43 @@ type Messages<T> = BoxStream<'static, Result<T, Status>>;
 impl Service {
     /// Serves what `parts` have.
     pub fn new(parts: Parts) -> Self {
-        Self { parts: Arc::new(parts) }
+        let sql = Arc::new(Sql::new(parts.queries.clone()));
+        Self { parts: Arc::new(parts), sql }
     }
 
     async fn info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo> {
+        if let Some(command) = sql::command(&descriptor.cmd)? {
+            return self.sql.info(descriptor, command).await;
+        }
+        if let Some(asked) = sql::named::asked(&descriptor.cmd)? {
+            return self.sql.named(descriptor, asked).await;
+        }
         let request = request_of(&descriptor)?;
         let tickets = plan(&self.parts.streams, &request).await?;
         info_of(descriptor, &tickets)
+    }
+
+    async fn schema(&self, descriptor: &FlightDescriptor) -> Result<SchemaRef> {
+        if let Some(command) = sql::command(&descriptor.cmd)? {
+            return self.sql.schema(command).await;
+        }
+        if let Some(asked) = sql::named::asked(&descriptor.cmd)? {
+            let info = self.sql.named(descriptor.clone(), asked).await?;
+            let schema = info.try_decode_schema();
+            return schema.map(Arc::new).map_err(|error| Error::internal(error.to_string()));
+        }
+        let tickets = plan(&self.parts.streams, &request_of(descriptor)?).await?;
+        let ticket = tickets.into_iter().next();
+        Ok(ticket.ok_or_else(|| Error::internal("a plan without a ticket"))?.schema)
+    }
+
+    /// What a ticket stands for.
+    async fn rows(&self, ticket: &[u8]) -> Result<sql::Messages> {
+        if let Some(command) = sql::command(ticket)? {
+            return self.sql.rows(command).await;
+        }
+        let messages = read(&self.parts.streams, &self.parts.metrics, Ticket::parse(ticket)?);
+        Ok(messages.await?.boxed())
     }
 
     /// What `criteria` name: streams and sessions that match a glob, `all` topics, or `all:` and a glob.
@@ -258,7 +292,7 @@ impl FlightService for Service {
         _: Request<Streaming<HandshakeRequest>>,
     ) -> Answer<Self::HandshakeStream> {
         let status =
-            Status::unimplemented("karrow knows no users, so there is nothing to agree upon");
+            Status::unimplemented("karrow knows no users: connect without a user and a password");
         self.count_request("Handshake");
         self.count_error("Handshake", &status);
         Err(status)
@@ -282,26 +316,15 @@ impl FlightService for Service {
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Answer<SchemaResult> {
-        let planned = async {
-            let request = request_of(&request.into_inner())?;
-            let tickets = plan(&self.parts.streams, &request).await?;
-            let ticket =
-                tickets.first().ok_or_else(|| Error::internal("a plan without a ticket"))?;
-            let options = IpcWriteOptions::default();
-            let IpcMessage(schema) = SchemaAsIpc::new(&ticket.schema, &options)
-                .try_into()
-                .map_err(|error: ArrowError| Error::internal(error.to_string()))?;
-            Ok(SchemaResult { schema })
+        let described = async {
+            let schema = self.schema(&request.into_inner()).await?;
+            Ok(SchemaResult { schema: sql::encapsulated(&schema)? })
         };
-        self.counted("GetSchema", planned.await)
+        self.counted("GetSchema", described.await)
     }
 
     async fn do_get(&self, request: Request<FlightTicket>) -> Answer<Self::DoGetStream> {
-        let reading = async {
-            let ticket = Ticket::parse(&request.into_inner().ticket)?;
-            read(&self.parts.streams, &self.parts.metrics, ticket).await
-        };
-        let messages = reading.await.map(|messages| {
+        let messages = self.rows(&request.into_inner().ticket).await.map(|messages| {
             let messages = messages.map_err(|error| status(&error));
             self.watched("DoGet", messages, data_size)
         });
@@ -314,7 +337,13 @@ impl FlightService for Service {
             let (first, incoming) = opened(request, bytes_max).await?;
             // What breaks it is among the results.
             let incoming = self.sized("DoPut", incoming, data_size).boxed();
-            put(self.parts.producer.clone(), &first, incoming, bytes_max)
+            let descriptor = first.flight_descriptor.as_ref();
+            if let Some(command) = descriptor.map_or(Ok(None), |it| sql::command(&it.cmd))? {
+                let result = self.sql.put(command, &first, incoming).await?;
+                return Ok(once(ready(Ok(result))).boxed());
+            }
+            let results = put(self.parts.producer.clone(), &first, incoming, bytes_max)?;
+            Ok(results.boxed())
         };
         let results = putting.await.map(|results| self.watched("DoPut", results, |_| 0));
         self.counted("DoPut", results)
@@ -334,7 +363,12 @@ impl FlightService for Service {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
-        let answers = act(&self.parts, &request.into_inner()).await.map(|answers| {
+        let action = request.into_inner();
+        let answers = match self.sql.act(&action).await {
+            Some(answers) => answers,
+            None => act(&self.parts, &action).await,
+        };
+        let answers = answers.map(|answers| {
             let answers = answers.into_iter().map(|body| Ok(arrow_flight::Result { body }));
             iter(answers).boxed()
         });

@@ -5,6 +5,7 @@ mod consume;
 mod introspect;
 mod produce;
 mod session;
+mod sql;
 mod transaction;
 
 use std::collections::VecDeque;
@@ -60,6 +61,8 @@ pub enum Outcome {
     Wait(Wait),
     /// The reply is this future's.
     Run(Pin<Box<dyn Future<Output = Value> + Send>>),
+    /// The same, for what is stopped when the client goes.
+    Ask(Pin<Box<dyn Future<Output = Value> + Send>>),
 }
 
 /// What a command waits for.
@@ -210,19 +213,27 @@ pub fn execute(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome
             client.gateway.counters.resolve(out);
             Outcome::Done
         }
-        Outcome::Run(reply) => {
-            let gateway = client.gateway.clone();
-            Outcome::Run(Box::pin(async move {
-                let value = reply.await;
-                gateway.counters.count(index, !matches!(value, Value::Error(_)));
-                value
-            }))
-        }
+        Outcome::Run(reply) => Outcome::Run(counted(client, index, reply)),
+        Outcome::Ask(reply) => Outcome::Ask(counted(client, index, reply)),
         Outcome::Done | Outcome::Close => {
             client.gateway.counters.count(index, out.errors() == errors);
             outcome
         }
     }
+}
+
+/// Counts the command when its reply is there.
+fn counted(
+    client: &Client,
+    index: usize,
+    reply: Pin<Box<dyn Future<Output = Value> + Send>>,
+) -> Pin<Box<dyn Future<Output = Value> + Send>> {
+    let gateway = client.gateway.clone();
+    Box::pin(async move {
+        let value = reply.await;
+        gateway.counters.count(index, !matches!(value, Value::Error(_)));
+        value
+    })
 }
 
 fn look_up(name: &[u8]) -> Option<(usize, &'static Command)> {
@@ -360,6 +371,11 @@ commands! {
     "llen" 2 "list" introspect::llen, "topics:<topic>",
         "Count the messages of a topic, from its beginning to its stable end; compacted ones count",
         "an integer";
+    "sql" -2 "search" sql::sql, "<query> [arrow|json|csv|ndjson]",
+        "Answer an SQL statement that reads, over topics as tables", "the rows as one bulk string, a JSON array of objects unless told";
+    "sql.call" -2 "search" sql::call, "<query name> [<parameter> <value> ...] [FORMAT arrow|json|csv|ndjson]",
+        "Answer a query of the configuration; who asks the same gets the same answer while nothing has changed",
+        "the rows as one bulk string, a JSON array of objects unless told";
     "hgetall" 2 "hash" introspect::hgetall, "stats", "Show what the producer did", "a map";
     "del" -2 "generic" introspect::del, "stats", "Start the counters of `stats` at zero", "1";
     "info" -1 "server" introspect::info, "[section ...]", "Describe the server", "text";

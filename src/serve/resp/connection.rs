@@ -113,7 +113,8 @@ enum Step {
     /// A command waits, see [`Outcome::Wait`].
     Wait(Wait),
     /// A command's reply is computed elsewhere.
-    Run(Pin<Box<dyn Future<Output = Value> + Send>>),
+    /// And whether it ends when the peer ends its side.
+    Run(Pin<Box<dyn Future<Output = Value> + Send>>, bool),
     Close,
 }
 
@@ -162,8 +163,8 @@ impl Connection {
                         Woken::Gone => return Ok(()),
                     }
                 }
-                Step::Run(mut future) => loop {
-                    match self.wait(&mut future, None, false).await? {
+                Step::Run(mut future, ends_with_peer) => loop {
+                    match self.wait(&mut future, None, ends_with_peer).await? {
                         Woken::Done(value) => {
                             self.out.value(&value);
                             break;
@@ -229,7 +230,8 @@ impl Connection {
             Outcome::Close => Some(Step::Close),
             Outcome::Flush => Some(Step::Flush),
             Outcome::Wait(wait) => Some(Step::Wait(wait)),
-            Outcome::Run(future) => Some(Step::Run(future)),
+            Outcome::Run(future) => Some(Step::Run(future, false)),
+            Outcome::Ask(future) => Some(Step::Run(future, true)),
         }
     }
 

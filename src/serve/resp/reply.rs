@@ -41,6 +41,8 @@ pub enum Value {
     Int(i64),
     /// A bulk string.
     Bulk(Vec<u8>),
+    /// A bulk string that others have, too.
+    Shared(Bytes),
     /// An array.
     Array(Vec<Value>),
 }
@@ -310,6 +312,7 @@ impl Output {
             Value::Error(text) => self.error(text),
             Value::Int(value) => self.int(*value),
             Value::Bulk(value) => self.bulk(value),
+            Value::Shared(value) => self.bulk_of(vec![value.clone()]),
             Value::Array(values) => {
                 self.array(values.len());
                 for value in values {

@@ -1,0 +1,422 @@
+//! [`Sinks`]: what brings the rows of topics from their streams into their tables, a task a topic.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::store::Store;
+use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::topics::OffsetOf;
+use crate::metrics::Metrics;
+use crate::stream::blocking;
+use crate::stream::cursor::Cursor;
+use crate::stream::encoded::EncodedBatch;
+use crate::stream::streams::Streams;
+use crate::stream::topic_stream::{Phase, TopicStream};
+use crate::stream::window::Positions;
+
+/// Rows and bytes of a transaction, about.
+const ROWS_MAX: usize = 100_000;
+const BYTES_MAX: usize = 32 << 20;
+
+/// How long rows may wait for others before they are stored.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Batches that are read while others are stored.
+const AHEAD_MAX: usize = 4;
+
+/// Time between two tries to store what could not be stored.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// How long what windows have is stored when karrow stops; the rest is stored when it starts again.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// Time between two looks for topics that are to be stored.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Time between two looks for rows that are too many.
+const RETAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What may stay in tables.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Retention {
+    /// How old a row may become, by its timestamp.
+    pub age_max: Option<Duration>,
+    /// How many bytes the file may have, about.
+    pub bytes_max: Option<usize>,
+}
+
+/// See the top of this file.
+pub struct Sinks {
+    streams: Arc<Streams>,
+    store: Arc<Store>,
+    retention: Retention,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+    /// When they were told to stop.
+    stopped: OnceLock<Instant>,
+    /// Why topics do not go on.
+    trouble: Mutex<HashMap<Arc<str>, Error>>,
+}
+
+impl Sinks {
+    /// For the streams that stay; [`run`](Self::run) is the task.
+    pub fn new(
+        streams: Arc<Streams>,
+        store: Arc<Store>,
+        retention: Retention,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            streams,
+            store,
+            retention,
+            metrics,
+            stop,
+            trouble: Mutex::default(),
+            stopped: OnceLock::new(),
+        })
+    }
+
+    /// A topic that does not go on, and why.
+    pub fn trouble(&self) -> Option<(Arc<str>, Error)> {
+        let trouble = self.trouble.lock();
+        let first = trouble.iter().min_by_key(|(topic, _)| (*topic).clone());
+        first.map(|(topic, error)| (topic.clone(), error.clone()))
+    }
+
+    /// Stores what comes of all topics, until it is stopped; then what it has.
+    pub async fn run(self: Arc<Self>) {
+        let mut running: HashMap<Arc<str>, JoinHandle<()>> = HashMap::new();
+        let retaining = tokio::spawn(self.clone().retain());
+        loop {
+            running.retain(|_, sink| !sink.is_finished());
+            for topic in self.streams.wanted() {
+                running.entry(topic.clone()).or_insert_with(|| {
+                    let sink = Sink { sinks: self.clone(), topic };
+                    tokio::spawn(sink.run())
+                });
+            }
+            let pause = tokio::time::sleep(LOOK_INTERVAL);
+            if self.stop.run_until_cancelled(pause).await.is_none() {
+                break;
+            }
+        }
+        let _ = retaining.await;
+        for (topic, sink) in running {
+            if let Err(error) = sink.await {
+                tracing::error!(%topic, %error, "storing a topic");
+            }
+        }
+    }
+}
+
+impl Sinks {
+    /// Lets rows go that are too many.
+    async fn retain(self: Arc<Self>) {
+        let Retention { age_max, bytes_max } = self.retention;
+        if age_max.is_none() && bytes_max.is_none() {
+            return;
+        }
+        loop {
+            let store = self.store.clone();
+            match blocking(move || store.retain(age_max, bytes_max)).await {
+                Ok(0) => {}
+                Ok(rows) => tracing::info!(rows, "stored rows were too old or too many"),
+                Err(error) => tracing::error!(%error, "letting stored rows go"),
+            }
+            let pause = tokio::time::sleep(RETAIN_INTERVAL);
+            if self.stop.run_until_cancelled(pause).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+/// Stores one topic.
+struct Sink {
+    sinks: Arc<Sinks>,
+    topic: Arc<str>,
+}
+
+/// A batch, and where its topic is after it.
+type Read = (Arc<EncodedBatch>, Positions);
+
+/// What is stored next.
+struct Gathered {
+    batches: Vec<RecordBatch>,
+    rows: usize,
+    bytes: usize,
+    since: Option<Instant>,
+    ends: Positions,
+}
+
+impl Gathered {
+    fn new(ends: Positions) -> Self {
+        Self { batches: Vec::new(), rows: 0, bytes: 0, since: None, ends }
+    }
+
+    fn push(&mut self, (batch, ends): Read) {
+        self.rows += batch.batch.num_rows();
+        self.bytes += batch.bytes();
+        self.batches.push(batch.batch.clone());
+        self.since.get_or_insert_with(Instant::now);
+        self.ends = ends;
+    }
+
+    fn is_full(&self) -> bool {
+        self.rows >= ROWS_MAX || self.bytes >= BYTES_MAX
+    }
+
+    /// When it is stored, full or not.
+    fn due(&self) -> Option<Instant> {
+        Some(self.since? + LINGER)
+    }
+}
+
+impl Sink {
+    async fn run(self) {
+        let mut wait = RETRY_MIN;
+        while let Some(stream) = self.stream() {
+            match self.follow(&stream).await {
+                Ok(()) => wait = RETRY_MIN,
+                // Offsets mean other records now, so that nothing more may be stored.
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    tracing::error!(topic = %self.topic, %error, "storing a topic has ended");
+                    self.is_in_trouble(error);
+                    self.sinks.stop.cancelled().await;
+                }
+                Err(error) => {
+                    tracing::error!(topic = %self.topic, %error, "storing a topic, trying again");
+                    self.is_in_trouble(error);
+                }
+            }
+            self.sinks.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+        self.is_well();
+    }
+
+    /// Its stream, as long as it is wanted.
+    fn stream(&self) -> Option<Arc<TopicStream>> {
+        let is_wanted =
+            !self.sinks.stop.is_cancelled() && self.sinks.streams.wanted().contains(&self.topic);
+        is_wanted.then(|| self.sinks.streams.get(&self.topic)).flatten()
+    }
+
+    fn is_in_trouble(&self, error: Error) {
+        self.sinks.metrics.store_errors.with_label_values(&[&*self.topic]).inc();
+        self.sinks.trouble.lock().insert(self.topic.clone(), error);
+    }
+
+    fn is_well(&self) {
+        self.sinks.trouble.lock().remove(&self.topic);
+    }
+
+    /// From where the table ends, until the stream ends.
+    async fn follow(&self, stream: &TopicStream) -> Result<()> {
+        let Some(from) = self.begin(stream).await? else { return Ok(()) };
+        let cursor = self.sinks.streams.follow(&self.topic, from.clone()).await?;
+        let store = self.sinks.store.clone();
+        let _placed = Placed::at(&store, &self.topic, &from);
+        // What is read is read to its end, which a select would not do.
+        let (read, mut ahead) = mpsc::channel(AHEAD_MAX);
+        let reading = forward(cursor, store.clone(), self.topic.clone(), read);
+        let _reading = AbortOnDropHandle::new(tokio::spawn(reading));
+        let mut gathered = Gathered::new(from);
+        loop {
+            let outcome = self.gather(&mut ahead, &mut gathered).await;
+            self.keep(&mut gathered).await?;
+            match outcome {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::OutOfRange => {
+                    return self.jump(gathered.ends, error).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Where it goes on: behind what is stored, or where the stream begins; `None` when it is told to stop.
+    async fn begin(&self, stream: &TopicStream) -> Result<Option<Positions>> {
+        let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
+        if let Some(stored) = blocking(move || store.positions(&topic)).await? {
+            let ends = self.sinks.streams.offsets(&self.topic, OffsetOf::End).await?;
+            is_the_same(&stored, &ends)?;
+            // A partition of which nothing is stored is newer than the table, so it is wanted as a whole.
+            return Ok(Some(stored.or(&Positions::default())));
+        }
+        let mut changes = stream.changes();
+        let begins = changes.wait_for(|_| !matches!(stream.view().phase, Phase::Starting));
+        let Some(_) = self.sinks.stop.run_until_cancelled(begins).await else { return Ok(None) };
+        let view = stream.view();
+        if let Some(error) = view.phase.failure() {
+            return Err(error.clone());
+        }
+        let columns = match view.schema {
+            Some(columns) => columns,
+            None => self.sinks.streams.unseen(&self.topic)?,
+        };
+        // At once, so that what comes next is not passed over, whatever happens.
+        let (store, topic, starts) =
+            (self.sinks.store.clone(), self.topic.clone(), view.starts.clone());
+        blocking(move || store.create(&topic, &columns, &starts)).await?;
+        Ok(Some(view.starts))
+    }
+
+    /// Takes what comes, until it is to be stored; `false`, if nothing comes any more.
+    async fn gather(
+        &self,
+        ahead: &mut mpsc::Receiver<Result<Read>>,
+        gathered: &mut Gathered,
+    ) -> Result<bool> {
+        while !gathered.is_full() {
+            let due = gathered.due();
+            let late = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.sinks.stop.cancelled() => return self.drain(ahead, gathered).await,
+                () = late => return Ok(true),
+                read = ahead.recv() => match read.transpose()? {
+                    Some(read) => gathered.push(read),
+                    None => return Ok(false),
+                },
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes what the window still has when it is told to stop: the streams are closed then, and end. `true`, if there is more.
+    async fn drain(
+        &self,
+        ahead: &mut mpsc::Receiver<Result<Read>>,
+        gathered: &mut Gathered,
+    ) -> Result<bool> {
+        let until = *self.sinks.stopped.get_or_init(Instant::now) + DRAIN_MAX;
+        while !gathered.is_full() {
+            match tokio::time::timeout_at(until.into(), ahead.recv()).await {
+                Ok(Some(read)) => gathered.push(read?),
+                Ok(None) | Err(_) => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Stores what was gathered, as often as it takes: nothing else is taken meanwhile.
+    async fn keep(&self, gathered: &mut Gathered) -> Result<()> {
+        if gathered.batches.is_empty() {
+            return Ok(());
+        }
+        let ends = gathered.ends.clone();
+        let Gathered { batches, rows, .. } =
+            std::mem::replace(gathered, Gathered::new(ends.clone()));
+        let (count, batches) = (batches.len(), Arc::new(batches));
+        let mut wait = RETRY_MIN;
+        loop {
+            let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
+            let (batches, ends) = (batches.clone(), ends.clone());
+            match blocking(move || store.append(&topic, &batches, &ends)).await {
+                Ok(()) => {
+                    // Now that the table has them.
+                    self.sinks.store.release(&self.topic, count);
+                    let topic = [&*self.topic];
+                    self.sinks.metrics.stored_rows.with_label_values(&topic).inc_by(rows as u64);
+                    self.is_well();
+                    return Ok(());
+                }
+                Err(error) if self.sinks.stop.is_cancelled() => return Err(error),
+                Err(error) => {
+                    tracing::error!(topic = %self.topic, %error, "cannot store rows, trying again");
+                    self.is_in_trouble(error);
+                }
+            }
+            self.sinks.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Goes on behind what Kafka does not have any more, if that is what is wrong.
+    async fn jump(&self, at: Positions, why: Error) -> Result<()> {
+        let streams = &self.sinks.streams;
+        let firsts = streams.offsets(&self.topic, OffsetOf::Beginning).await?;
+        let ends = streams.offsets(&self.topic, OffsetOf::End).await?;
+        is_the_same(&at, &ends)?;
+        let mut from = at.clone();
+        from.raise_all(&firsts);
+        let skipped: i64 = from.iter().map(|(partition, next)| next - at.get(partition)).sum();
+        let metric = &self.sinks.metrics.store_skipped;
+        metric.with_label_values(&[&*self.topic]).inc_by(u64::try_from(skipped).unwrap_or(0));
+        tracing::error!(skipped, topic = %self.topic, %why, "records were deleted before they were stored");
+        let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
+        blocking(move || store.append(&topic, &[], &from)).await
+    }
+}
+
+/// Refuses a topic that ends before what is stored of it: it is another one of the same name.
+fn is_the_same(stored: &Positions, ends: &Positions) -> Result<()> {
+    let Some((partition, offset)) = stored.iter().find(|(at, next)| *next > ends.get(*at)) else {
+        return Ok(());
+    };
+    let end = ends.get(partition);
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!(
+            "partition {partition} is stored up to offset {offset} but ends at {end}: the topic was made anew. To store the \
+             new one, stop karrow, rename the table and delete the topic from _karrow.topics and _karrow.offsets with DuckDB"
+        ),
+    ))
+}
+
+/// As long as it is there, queries know where the sink is.
+struct Placed<'a>(&'a Store, &'a Arc<str>);
+
+impl<'a> Placed<'a> {
+    fn at(store: &'a Store, topic: &'a Arc<str>, from: &Positions) -> Self {
+        store.place(topic, Some(from.clone()));
+        Self(store, topic)
+    }
+}
+
+impl Drop for Placed<'_> {
+    fn drop(&mut self) {
+        self.0.place(self.1, None);
+    }
+}
+
+/// Reads until nobody wants more.
+async fn forward(
+    mut cursor: Cursor,
+    store: Arc<Store>,
+    topic: Arc<str>,
+    to: mpsc::Sender<Result<Read>>,
+) {
+    loop {
+        let read = match cursor.next().await {
+            Ok(Some(batch)) => {
+                let ends = cursor.positions().clone();
+                store.hold(&topic, &batch, &ends);
+                Ok((batch, ends))
+            }
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        let is_over = read.is_err();
+        if to.send(read).await.is_err() || is_over {
+            return;
+        }
+    }
+}

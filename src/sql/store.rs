@@ -1,0 +1,372 @@
+//! [`Store`]: topics as tables in DuckDB's file. Rows and the offsets behind them are one transaction, so a row is there
+//! exactly once, whatever is killed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arrow::array::{Array, RecordBatch};
+use arrow::datatypes::{Schema, SchemaRef};
+use arrow_ipc::convert::{IpcSchemaEncoder, try_fb_to_schema};
+use arrow_ipc::root_as_schema;
+use duckdb::{OptionalExt, params};
+use parking_lot::{Mutex, RwLock};
+
+use super::duck::{Database, failure};
+use super::growth::{changes, fitted, grown};
+use super::tail::Pending;
+use super::types::{quoted, stored_batch, stored_schema, type_in_sql};
+use crate::error::{Error, Result};
+use crate::stream::encoded::EncodedBatch;
+use crate::stream::window::Positions;
+
+/// The file's name among the databases of a query.
+pub const DATABASE: &str = "stored";
+
+/// What karrow has to know of its tables.
+const TABLES: &str = "
+    create schema if not exists stored._karrow;
+    create table if not exists stored._karrow.topics (
+        topic varchar primary key, table_name varchar not null, arrow_schema blob not null);
+    create table if not exists stored._karrow.offsets (
+        topic varchar, \"partition\" integer, next_offset bigint not null,
+        primary key (topic, \"partition\"));
+";
+
+/// Each time that the file is too large, this part of its rows goes; so often at once.
+const SHRINK_PART: usize = 10;
+const SHRINKS_MAX: usize = 20;
+
+/// See the top of this file.
+pub struct Store {
+    /// One writes at a time.
+    writer: Mutex<duckdb::Connection>,
+    tables: RwLock<Tables>,
+    commits: AtomicU64,
+    /// What sinks have read and not stored yet, by topic.
+    pending: Mutex<HashMap<Arc<str>, Pending>>,
+}
+
+type Tables = HashMap<Arc<str>, Table>;
+
+/// A topic's table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// The topic's name, unless another one differs from it in upper and lower case only.
+    pub name: String,
+    /// As Arrow has them; the table's are [`stored_schema`] of these.
+    pub columns: SchemaRef,
+}
+
+impl Store {
+    /// The tables of a database that is attached as [`DATABASE`].
+    ///
+    /// # Errors
+    /// It cannot be written, or its tables are not ours.
+    pub fn open(database: &Database) -> Result<Self> {
+        let connection = database.crate_connection()?;
+        connection.execute_batch(TABLES).map_err(failed)?;
+        let mut tables = HashMap::new();
+        {
+            let sql = "select topic, table_name, arrow_schema from stored._karrow.topics";
+            let mut known = connection.prepare(sql).map_err(failed)?;
+            let mut rows = known.query([]).map_err(failed)?;
+            while let Some(row) = rows.next().map_err(failed)? {
+                let topic: String = row.get(0).map_err(failed)?;
+                let name: String = row.get(1).map_err(failed)?;
+                let schema: Vec<u8> = row.get(2).map_err(failed)?;
+                let columns = schema_of(&schema).map_err(|why| {
+                    Error::invalid(format!("stored._karrow.topics: topic '{topic}': {why}"))
+                })?;
+                tables.insert(Arc::from(topic), Table { name, columns });
+            }
+        }
+        let (tables, commits) = (RwLock::new(tables), AtomicU64::new(0));
+        let (writer, pending) = (Mutex::new(connection), Mutex::default());
+        Ok(Self { writer, tables, commits, pending })
+    }
+
+    /// The tables, by topic.
+    pub fn tables(&self) -> HashMap<Arc<str>, Table> {
+        self.tables.read().clone()
+    }
+
+    /// How often anything was stored since it was opened.
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Acquire)
+    }
+
+    /// What the sink of `topic` has read and not stored yet; `None` while it does not run.
+    pub fn pending(&self, topic: &str) -> Option<Pending> {
+        self.pending.lock().get(topic).cloned()
+    }
+
+    /// The sink of `topic` is at `at`, and has nothing that is not stored; with `None` it does not run.
+    pub fn place(&self, topic: &Arc<str>, at: Option<Positions>) {
+        let mut pending = self.pending.lock();
+        match at {
+            Some(ends) => pending.insert(topic.clone(), Pending { batches: Vec::new(), ends }),
+            None => pending.remove(topic),
+        };
+    }
+
+    /// The sink of `topic` has read a batch, after which it is at `ends`.
+    pub fn hold(&self, topic: &str, batch: &Arc<EncodedBatch>, ends: &Positions) {
+        if let Some(pending) = self.pending.lock().get_mut(topic) {
+            pending.batches.push(batch.clone());
+            pending.ends = ends.clone();
+        }
+    }
+
+    /// The first `count` batches that the sink of `topic` has read are stored.
+    pub fn release(&self, topic: &str, count: usize) {
+        if let Some(pending) = self.pending.lock().get_mut(topic) {
+            pending.batches.drain(..count.min(pending.batches.len()));
+        }
+    }
+
+    /// Where each partition of `topic` goes on; `None` if nothing of it is stored.
+    ///
+    /// # Errors
+    /// DuckDB's.
+    pub fn positions(&self, topic: &str) -> Result<Option<Positions>> {
+        let writer = self.writer.lock();
+        let sql = "select \"partition\", next_offset from stored._karrow.offsets where topic = ?";
+        let mut stored = writer.prepare(sql).map_err(failed)?;
+        let mut rows = stored.query(params![topic]).map_err(failed)?;
+        let mut positions = BTreeMap::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            positions.insert(row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+        }
+        Ok((!positions.is_empty()).then(|| Positions::named(&positions)))
+    }
+
+    /// Makes the table of `topic` if it has none, and lets it go on at `starts`. Blocks.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub fn create(&self, topic: &Arc<str>, columns: &SchemaRef, starts: &Positions) -> Result<()> {
+        self.change(|writer, tables| {
+            let table = table(writer, tables, topic, columns)?;
+            go_on_at(writer, topic, starts)?;
+            Ok(Some((topic.clone(), table)))
+        })
+    }
+
+    /// Stores rows of `topic`, after which it goes on at `ends`: all of it, or nothing. Blocks.
+    ///
+    /// # Errors
+    /// DuckDB's, such as a full disk.
+    pub fn append(
+        &self,
+        topic: &Arc<str>,
+        batches: &[RecordBatch],
+        ends: &Positions,
+    ) -> Result<()> {
+        self.change(|writer, tables| {
+            go_on_at(writer, topic, ends)?;
+            let Some(first) = batches.first() else { return Ok(None) };
+            let mut table = table(writer, tables, topic, &first.schema())?;
+            for batch in batches {
+                widen(writer, topic, &mut table, batch)?;
+            }
+            let stored = stored_schema(&table.columns);
+            let names: Vec<&str> =
+                stored.fields().iter().map(|field| field.name().as_str()).collect();
+            let mut appender = writer
+                .appender_with_columns_to_catalog_and_db(&table.name, DATABASE, "main", &names)
+                .map_err(failed)?;
+            for batch in batches {
+                let batch = stored_batch(&fitted(batch, &table.columns)?, &stored)?;
+                appender.append_record_batch(batch).map_err(failed)?;
+            }
+            appender.flush().map_err(failed)?;
+            drop(appender);
+            Ok(Some((topic.clone(), table)))
+        })
+    }
+
+    /// Writes what is in the log behind the file into the file. Blocks.
+    ///
+    /// # Errors
+    /// DuckDB's.
+    pub fn checkpoint(&self) -> Result<()> {
+        self.writer.lock().execute_batch("checkpoint stored").map_err(failed)
+    }
+
+    /// Lets rows go that are older than `age_max` by their timestamps, and the oldest ones of each table while the file has
+    /// more than `bytes_max`, about. Returns how many rows have gone. Blocks.
+    ///
+    /// # Errors
+    /// DuckDB's.
+    pub fn retain(&self, age_max: Option<Duration>, bytes_max: Option<usize>) -> Result<u64> {
+        let mut gone = 0;
+        if let Some(age_max) = age_max {
+            let micros = i64::try_from(age_max.as_micros()).unwrap_or(i64::MAX);
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let before = i64::try_from(now.as_micros()).unwrap_or(i64::MAX).saturating_sub(micros);
+            gone +=
+                self.delete(|_| format!("\"timestamp\" < make_timestamp({before})::timestamptz"))?;
+        }
+        let Some(bytes_max) = bytes_max else { return Ok(gone) };
+        for _ in 0..SHRINKS_MAX {
+            self.checkpoint()?;
+            if self.bytes()? <= bytes_max as u64 {
+                break;
+            }
+            let oldest = self.delete(|name| {
+                format!(
+                    "rowid in (select rowid from stored.main.{name} order by rowid \
+                     limit (select count(*) // {SHRINK_PART} + 1 from stored.main.{name}))"
+                )
+            })?;
+            if oldest == 0 {
+                break;
+            }
+            gone += oldest;
+        }
+        Ok(gone)
+    }
+
+    /// Lets go of the rows of each table that a condition holds for.
+    fn delete(&self, condition: impl Fn(&str) -> String) -> Result<u64> {
+        let mut gone = 0;
+        for table in self.tables().into_values() {
+            let name = quoted(&table.name);
+            let sql = format!("delete from stored.main.{name} where {}", condition(&name));
+            gone += self.writer.lock().execute(&sql, []).map_err(failed)? as u64;
+        }
+        if gone > 0 {
+            self.commits.fetch_add(1, Ordering::Release);
+        }
+        Ok(gone)
+    }
+
+    /// Bytes of the file that are in use.
+    ///
+    /// # Errors
+    /// DuckDB's.
+    pub fn bytes(&self) -> Result<u64> {
+        let sql = "select (used_blocks * block_size)::bigint from pragma_database_size() where database_name = 'stored'";
+        let bytes = self.writer.lock().query_row(sql, [], |row| row.get::<_, i64>(0));
+        bytes.map(|bytes| u64::try_from(bytes).unwrap_or(0)).map_err(failed)
+    }
+
+    /// Does something in a transaction, after which a table may be another one.
+    fn change(
+        &self,
+        change: impl FnOnce(&duckdb::Connection, &Tables) -> Result<Option<(Arc<str>, Table)>>,
+    ) -> Result<()> {
+        let writer = self.writer.lock();
+        writer.execute_batch("begin transaction").map_err(failed)?;
+        let tables = self.tables.read().clone();
+        let changed = change(&writer, &tables).and_then(|table| {
+            writer.execute_batch("commit").map_err(failed)?;
+            Ok(table)
+        });
+        match changed {
+            Ok(table) => {
+                self.tables.write().extend(table);
+                self.commits.fetch_add(1, Ordering::Release);
+                Ok(())
+            }
+            Err(error) => {
+                // What was begun may have ended with its failure.
+                let _ = writer.execute_batch("rollback");
+                Err(error)
+            }
+        }
+    }
+}
+
+fn go_on_at(writer: &duckdb::Connection, topic: &str, ends: &Positions) -> Result<()> {
+    let sql = "insert or replace into stored._karrow.offsets values (?, ?, ?)";
+    let mut next = writer.prepare_cached(sql).map_err(failed)?;
+    for (partition, offset) in ends.iter() {
+        next.execute(params![topic, partition, offset]).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The table of `topic`, which is made if there is none.
+fn table(
+    writer: &duckdb::Connection,
+    tables: &Tables,
+    topic: &str,
+    columns: &SchemaRef,
+) -> Result<Table> {
+    if let Some(table) = tables.get(topic) {
+        return Ok(table.clone());
+    }
+    let numbered = (1..).map(|number| format!("{topic}_{number}"));
+    let mut names = std::iter::once(topic.to_owned()).chain(numbered);
+    let is_free =
+        |name: &String| tables.values().all(|table| !table.name.eq_ignore_ascii_case(name));
+    let name = names.find(is_free).unwrap_or_else(|| topic.to_owned());
+    let table = Table { name, columns: columns.clone() };
+    let definition = |field: &Arc<arrow::datatypes::Field>| {
+        Ok(format!("{} {}", quoted(field.name()), type_in_sql(field.data_type())?))
+    };
+    let stored = stored_schema(&table.columns);
+    let definitions: Vec<String> = stored.fields().iter().map(definition).collect::<Result<_>>()?;
+    let (name, definitions) = (quoted(&table.name), definitions.join(", "));
+    writer
+        .execute_batch(&format!("create table stored.main.{name} ({definitions})"))
+        .map_err(failed)?;
+    note(writer, topic, &table)?;
+    Ok(table)
+}
+
+/// Gives the table the columns of `batch`, too.
+fn widen(
+    writer: &duckdb::Connection,
+    topic: &str,
+    table: &mut Table,
+    batch: &RecordBatch,
+) -> Result<()> {
+    let name = quoted(&table.name);
+    let is_empty = |column: &str| {
+        let column = quoted(column);
+        let sql = format!("select 1 from stored.main.{name} where {column} is not null limit 1");
+        let found = writer.query_row(&sql, [], |row| row.get::<_, i32>(0)).optional();
+        Ok(found.map_err(failed)?.is_none())
+    };
+    let comes = |column: &str| {
+        batch.column_by_name(column).is_some_and(|values| values.null_count() < values.len())
+    };
+    let columns = grown(&table.columns, &batch.schema(), is_empty, comes)?;
+    if columns == table.columns {
+        return Ok(());
+    }
+    for change in changes(&table.columns, &columns)? {
+        writer
+            .execute_batch(&format!("alter table stored.main.{name} {change}"))
+            .map_err(failed)?;
+    }
+    table.columns = columns;
+    note(writer, topic, table)
+}
+
+fn note(writer: &duckdb::Connection, topic: &str, table: &Table) -> Result<()> {
+    let schema = IpcSchemaEncoder::new().schema_to_fb(&table.columns);
+    let sql = "insert or replace into stored._karrow.topics values (?, ?, ?)";
+    writer
+        .execute(sql, params![topic, table.name, schema.finished_data()])
+        .map(|_| ())
+        .map_err(failed)
+}
+
+fn schema_of(bytes: &[u8]) -> Result<SchemaRef> {
+    let wrong = |error: &dyn std::fmt::Display| Error::invalid(format!("no Arrow schema: {error}"));
+    let schema = root_as_schema(bytes).map_err(|error| wrong(&error))?;
+    let schema: Schema = try_fb_to_schema(schema).map_err(|error| wrong(&error))?;
+    Ok(Arc::new(schema))
+}
+
+fn failed(error: duckdb::Error) -> Error {
+    match error {
+        duckdb::Error::DuckDBFailure(_, why) => failure(why),
+        other => failure(Some(other.to_string())),
+    }
+}

@@ -1,0 +1,209 @@
+//! Topics as tables of DuckDB's file: each record once, whatever its columns become.
+
+use std::path::Path;
+use std::time::Duration;
+
+use karrow::config::Config;
+use serde_json::{Value, json};
+
+use crate::support::{Kafka, Karrow, Reply, eventually};
+
+/// A karrow that stores its streams in `file`.
+fn storing(kafka: &Kafka, file: &Path, topics: &str, change: impl FnOnce(&mut Config)) -> Karrow {
+    let path = file.to_str().expect("UTF-8");
+    let flags = ["--topics", topics, "--start", "earliest", "--persist", "--db-path", path];
+    Karrow::with(kafka, &flags, change)
+}
+
+/// The rows of an answer.
+fn rows(karrow: &Karrow, sql: &str) -> Vec<Value> {
+    let reply = karrow.connect().call(&["SQL", sql]);
+    serde_json::from_slice(reply.bytes()).expect("JSON")
+}
+
+/// Waits until `sql`, which may not be understood yet, answers `expected`.
+#[track_caller]
+fn await_rows(karrow: &Karrow, sql: &str, expected: &[Value]) {
+    let mut last = String::new();
+    let ask = || {
+        let reply = karrow.connect().call(&["SQL", sql]);
+        last = format!("{reply:?}");
+        let Reply::Bulk(bytes) = &reply else { return None };
+        (serde_json::from_slice::<Vec<Value>>(bytes).ok()? == expected).then_some(())
+    };
+    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| eventually(sql, ask)));
+    assert!(found.is_ok(), "{sql}: {last}");
+}
+
+fn end(mut karrow: Karrow) {
+    karrow.stop().join().expect("it stops");
+}
+
+#[test]
+fn rows_are_stored_once_and_go_on_after_a_stop() {
+    let kafka = Kafka::with(&[("t", 2), ("T", 1)]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    let records = |from: usize, to: usize| (from..to).map(|n| format!(r#"{{"n":{n}}}"#));
+    kafka.put_all("t", 0, records(0, 3000));
+    kafka.put_all("t", 1, records(3000, 5000));
+    kafka.put("T", 0, r#"{"other":1}"#);
+    let karrow = storing(&kafka, &file, "t,T", |_| {});
+    let distinct = "select count(*)::int as n, count(distinct (partition, \"offset\"))::int as d, \
+                    sum(payload.n)::bigint as s from";
+    let all = |count: i64| json!({"n": count, "d": count, "s": (0..count).sum::<i64>()});
+    await_rows(&karrow, "select count(*) as n from stored._karrow.topics", &[json!({"n": 2})]);
+    // Names that differ in case only are two tables, whichever came first, and each is called the same everywhere.
+    let name = |topic: &str| {
+        let sql = format!("select table_name from stored._karrow.topics where topic = '{topic}'");
+        rows(&karrow, &sql)[0]["table_name"].as_str().expect("a name").to_owned()
+    };
+    let (t, other) = (name("t"), name("T"));
+    assert!([("t", "T_1"), ("t_1", "T")].contains(&(t.as_str(), other.as_str())), "{t}, {other}");
+    for table in [format!("stored.\"{t}\""), format!("live.\"{t}\""), format!("\"{t}\"")] {
+        await_rows(&karrow, &format!("{distinct} {table}"), &[all(5000)]);
+    }
+    end(karrow);
+    assert!(!folder.path().join("k.duckdb.wal").exists(), "all is in the file");
+
+    kafka.put_all("t", 0, records(5000, 6000));
+    // What it has missed comes from Kafka, wherever its window begins.
+    let path = file.to_str().expect("UTF-8");
+    let karrow = Karrow::with(&kafka, &["--topics", "t", "--persist", "--db-path", path], |_| {});
+    let (stored, whole) = (format!("{distinct} stored.\"{t}\""), format!("{distinct} \"{t}\""));
+    await_rows(&karrow, &stored, &[all(6000)]);
+    kafka.put_all("t", 1, records(6000, 6500));
+    await_rows(&karrow, &whole, &[all(6500)]);
+    await_rows(&karrow, &stored, &[all(6500)]);
+    assert_eq!(rows(&karrow, &whole), [all(6500)]);
+    // What is no stream any more is still there.
+    let others = format!("select payload.other from \"{other}\"");
+    assert_eq!(rows(&karrow, &others), [json!({"other": 1})]);
+    assert!(karrow.metric("karrow_stored_rows_total{topic=\"t\"}") >= 1500.0);
+}
+
+#[test]
+fn columns_grow_and_nothing_is_lost() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    let karrow = storing(&kafka, &file, "t", |_| {});
+    // Before anything was seen there is a table already.
+    await_rows(&karrow, "select count(*) as n from stored.t", &[json!({"n": 0})]);
+    let steps: &[(&str, &str)] = &[
+        (r#"{"a":1,"o":{"x":1},"l":[{"i":1}],"v":1}"#, "{'a': 1"),
+        (r#"{"a":2.5,"b":"new","o":{"x":2,"y":true},"l":[{"i":2,"j":"k"}],"v":2}"#, "{'a': 2.5"),
+        (r#"{"a":3,"v":{"deep":[1,null]}}"#, "{'a': 3"),
+    ];
+    for (nth, (record, _)) in steps.iter().enumerate() {
+        kafka.put("t", 0, record);
+        let count = json!({"n": nth + 1});
+        await_rows(&karrow, "select count(*) as n from stored.t", &[count]);
+    }
+    let question = |table: &str| {
+        format!(
+            "select payload.a, payload.b, payload.o.x as x, payload.o.y as y, payload.l[1].i as i, payload.l[1].j as j, \
+             payload.v from {table} order by \"offset\""
+        )
+    };
+    let expected = [
+        json!({"a": 1.0, "b": null, "x": 1, "y": null, "i": 1, "j": null, "v": "1"}),
+        json!({"a": 2.5, "b": "new", "x": 2, "y": true, "i": 2, "j": "k", "v": "2"}),
+        json!({"a": 3.0, "b": null, "x": null, "y": null, "i": null, "j": null, "v": "{\"deep\":[1,null]}"}),
+    ];
+    for table in ["stored.t", "live.t", "t"] {
+        assert_eq!(rows(&karrow, &question(table)), expected, "{table}");
+    }
+    end(karrow);
+
+    // Another process sees other types first.
+    kafka.put("t", 0, r#"{"a":"four","b":5,"o":"text","l":[],"\"; drop table t; --":6}"#);
+    let path = file.to_str().expect("UTF-8");
+    let karrow = Karrow::with(&kafka, &["--topics", "t", "--persist", "--db-path", path], |_| {});
+    let question = |table: &str| {
+        format!(
+            "select payload.a, payload.b, payload.o, payload.\"\"\"; drop table t; --\" as q from {table} order by \"offset\""
+        )
+    };
+    let expected = [
+        json!({"a": "1.0", "b": null, "o": "{\"x\":1,\"y\":null}", "q": null}),
+        json!({"a": "2.5", "b": "new", "o": "{\"x\":2,\"y\":true}", "q": null}),
+        json!({"a": "3.0", "b": null, "o": null, "q": null}),
+        json!({"a": "four", "b": "5", "o": "text", "q": 6}),
+    ];
+    await_rows(&karrow, &question("stored.t"), &expected);
+    assert_eq!(rows(&karrow, &question("t")), expected);
+    let errors = rows(&karrow, "select count(error) as n from stored.t");
+    assert_eq!(errors, [json!({"n": 0})]);
+    // A tombstone changes no column, also where nothing else was seen.
+    end(karrow);
+    kafka.put_full("t", Some(b"k"), None, &[], 1_700_000_000_000);
+    let karrow = Karrow::with(&kafka, &["--topics", "t", "--persist", "--db-path", path], |_| {});
+    await_rows(&karrow, "select count(*) as n from stored.t", &[json!({"n": 5})]);
+    let tombstone =
+        "select key::varchar as key, payload is null as gone from t where \"offset\" = 4";
+    assert_eq!(rows(&karrow, tombstone), [json!({"key": "k", "gone": true})]);
+    assert_eq!(rows(&karrow, &question("stored.t where \"offset\" < 4")), expected);
+}
+
+#[test]
+fn rows_leave_when_they_are_too_old_or_too_many() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let old = folder.path().join("old.duckdb");
+    kafka.put("t", 0, r#"{"n":1}"#);
+    let karrow = storing(&kafka, &old, "t", |config| {
+        config.sql.stored_age_max = Some(Duration::from_secs(2));
+    });
+    await_rows(&karrow, "select count(*) as n from stored.t", &[json!({"n": 1})]);
+    // The window still has it, so it is not gone before that is.
+    await_rows(&karrow, "select count(*) as n from stored.t", &[json!({"n": 0})]);
+    let offsets = rows(&karrow, "select next_offset from stored._karrow.offsets");
+    assert_eq!(offsets, [json!({"next_offset": 1})], "what was stored is not stored again");
+    end(karrow);
+
+    let noise = |n: usize| {
+        let text: String = (0..20)
+            .map(|part| format!("{:x}", (n * 31 + part).wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+            .collect();
+        format!(r#"{{"n":{n},"text":"{text}"}}"#)
+    };
+    kafka.put_all("t", 0, (0..20_000).map(noise));
+    let large = folder.path().join("large.duckdb");
+    let karrow = storing(&kafka, &large, "t", |config| {
+        config.sql.stored_bytes_max = Some(4 << 20);
+    });
+    let next = "select next_offset from stored._karrow.offsets";
+    await_rows(&karrow, next, &[json!({"next_offset": 20_001})]);
+    eventually("the oldest rows to go", || {
+        let found =
+            rows(&karrow, "select count(*)::int as n, max(\"offset\") as last from stored.t");
+        let [found] = found.as_slice() else { panic!("one row") };
+        assert_eq!(found["last"], 20_000, "the newest stay");
+        (found["n"].as_u64().expect("a count") < 20_000).then_some(())
+    });
+}
+
+#[test]
+fn a_file_of_somebody_else_refuses_the_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("no.duckdb");
+    std::fs::write(&file, "this is no database, but long enough to be read as one ".repeat(100))
+        .expect("written");
+    let error = Karrow::refused(&[
+        "--brokers",
+        "127.0.0.1:1",
+        "--persist",
+        "--db-path",
+        file.to_str().expect("UTF-8"),
+    ]);
+    assert!(error.contains("no.duckdb") && error.contains("not a valid DuckDB"), "{error}");
+    let error = Karrow::refused(&[
+        "--brokers",
+        "127.0.0.1:1",
+        "--persist",
+        "--db-path",
+        "/nowhere/at/all.duckdb",
+    ]);
+    assert!(error.contains("/nowhere/at/all.duckdb"), "{error}");
+}

@@ -1,9 +1,14 @@
 //! Topics as tables of DuckDB's file: each record once, whatever its columns become.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use karrow::config::Config;
+use karrow::sql::duck::Database;
+use karrow::sql::store::Store;
+use karrow::stream::window::Positions;
 use serde_json::{Value, json};
 
 use crate::support::{Kafka, Karrow, Reply, eventually};
@@ -147,7 +152,7 @@ fn columns_grow_and_nothing_is_lost() {
 }
 
 #[test]
-fn rows_leave_when_they_are_too_old_or_too_many() {
+fn rows_leave_when_they_are_too_old() {
     let kafka = Kafka::with(&[("t", 1)]);
     let folder = tempfile::tempdir().expect("a folder");
     let old = folder.path().join("old.duckdb");
@@ -161,27 +166,52 @@ fn rows_leave_when_they_are_too_old_or_too_many() {
     let offsets = rows(&karrow, "select next_offset from stored._karrow.offsets");
     assert_eq!(offsets, [json!({"next_offset": 1})], "what was stored is not stored again");
     end(karrow);
+}
 
-    let noise = |n: usize| {
-        let text: String = (0..20)
-            .map(|part| format!("{:x}", (n * 31 + part).wrapping_mul(0x9E37_79B9_7F4A_7C15)))
-            .collect();
-        format!(r#"{{"n":{n},"text":"{text}"}}"#)
+#[test]
+fn the_oldest_rows_of_the_largest_table_leave_a_file_that_is_too_large() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let database = Database::in_memory(&[("threads", "1")]).expect("a database");
+    let connection = database.connect().expect("a connection");
+    let file = folder.path().join("k.duckdb");
+    connection.execute(&format!("attach '{}' as stored", file.display())).expect("attached");
+    let store = Store::open(&database).expect("a store");
+    let noise = |n: i64| format!("{:016x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15_u64 as i64));
+    let batch = |rows: std::ops::Range<i64>| {
+        let offsets: ArrayRef = Arc::new(Int64Array::from_iter_values(rows.clone()));
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values(rows.map(noise)));
+        RecordBatch::try_from_iter([("offset", offsets), ("text", texts)]).expect("a batch")
     };
-    kafka.put_all("t", 0, (0..20_000).map(noise));
-    let large = folder.path().join("large.duckdb");
-    let karrow = storing(&kafka, &large, "t", |config| {
-        config.sql.stored_bytes_max = Some(4 << 20);
-    });
-    let next = "select next_offset from stored._karrow.offsets";
-    await_rows(&karrow, next, &[json!({"next_offset": 20_001})]);
-    eventually("the oldest rows to go", || {
-        let found =
-            rows(&karrow, "select count(*)::int as n, max(\"offset\") as last from stored.t");
-        let [found] = found.as_slice() else { panic!("one row") };
-        assert_eq!(found["last"], 20_000, "the newest stay");
-        (found["n"].as_u64().expect("a count") < 20_000).then_some(())
-    });
+    let (large, small): (Arc<str>, Arc<str>) = ("large".into(), "small".into());
+    for part in 0..10 {
+        let rows = batch(part * 50_000..(part + 1) * 50_000);
+        let ends = Positions::new(vec![(part + 1) * 50_000]);
+        store.append(&large, &[rows], &ends).expect("stored");
+    }
+    store.append(&small, &[batch(0..100)], &Positions::new(vec![100])).expect("stored");
+    let counts = || {
+        let of = |table: &str| {
+            let rows = database.crate_connection().expect("a connection");
+            let sql = format!("select count(*), max(\"offset\") from stored.{table}");
+            rows.query_row(&sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
+                .expect("counts")
+        };
+        (of("large"), of("small"))
+    };
+    store.checkpoint().expect("written");
+    let bytes = store.bytes().expect("a size");
+    let keeps = |bytes_max: u64| store.retain(None, usize::try_from(bytes_max).ok());
+    assert_eq!(keeps(bytes).expect("retained"), 0, "it is not too large");
+    let gone = keeps(bytes * 3 / 4).expect("retained") as i64;
+    assert!(gone > 0 && gone % 122_880 == 0, "{gone}");
+    assert_eq!(counts(), ((500_000 - gone, 499_999), (100, 99)));
+    assert!(store.bytes().expect("a size") <= bytes * 3 / 4);
+    // However small the limit is, the newest stay, and small tables.
+    keeps(1).expect("retained");
+    let ((rows, last), kept) = counts();
+    assert!((122_880..2 * 122_880).contains(&rows), "{rows}");
+    assert_eq!((last, kept), (499_999, (100, 99)));
+    assert_eq!(keeps(1).expect("retained"), 0);
 }
 
 #[test]

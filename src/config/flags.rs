@@ -259,7 +259,7 @@ pub struct Settings {
     #[arg(long, value_name = "DURATION", env = "KARROW_DB_MAX_AGE")]
     pub db_max_age: Option<Span>,
 
-    /// How large the file may become, about; then its oldest rows leave it [default: without a limit]
+    /// How large the file may become, about; then the oldest rows of its largest table leave it [default: without a limit]
     #[arg(long, value_name = "SIZE", env = "KARROW_DB_MAX_SIZE")]
     pub db_max_size: Option<ByteSize>,
 

@@ -86,9 +86,21 @@ const WRITES: &[&str] = &[
     "vacuum",
 ];
 
+/// Words with which statements begin that may be explained.
+const READS: &[&str] =
+    &["describe", "from", "select", "show", "summarize", "table", "values", "with"];
+
 /// Other functions that a query must not call.
-const SCALARS: &[&str] =
-    &["current_setting", "getenv", "getvariable", "nextval", "setval", "write_log"];
+const SCALARS: &[&str] = &[
+    "current_setting",
+    "getenv",
+    "getvariable",
+    "live_scan",
+    "tail_scan",
+    "nextval",
+    "setval",
+    "write_log",
+];
 
 /// See the top of this file.
 pub struct Forbidden {
@@ -113,7 +125,7 @@ impl Forbidden {
         // Wherever it stands, also in a text: what is taken for a text here might be none for DuckDB. Between a name and its
         // parenthesis there may be comments. A name may be written with escapes.
         let pattern = format!(
-            r#"(?s)(?:^|[^\w$])(?:u&"|({})"?(?:\s|/\*.*?\*/|\*/|--[^\n]*(?:\n|$))*\(|({})(?:[^\w$]|$))"#,
+            r#"(?s)(?:^|[^\w$])(?:u&"|({})"?(?:[\s\p{{Z}}\p{{Cf}}\p{{Cc}}]|/\*.*?\*/|\*/|--[^\n]*(?:\n|$))*\(|({})(?:[^\w$]|$))"#,
             names.join("|"),
             VIEWS.join("|")
         );
@@ -130,7 +142,8 @@ impl Forbidden {
         // What begins otherwise reads, or is no SQL, of which DuckDB says where.
         let first = uncommented(sql);
         let word: String = first.chars().take_while(char::is_ascii_alphabetic).collect();
-        if WRITES.contains(&word.to_ascii_lowercase().as_str()) {
+        let word = word.to_ascii_lowercase();
+        if WRITES.contains(&word.as_str()) || (word == "explain" && !explains_a_read(first)) {
             return Err(not_reading());
         }
         let Some(found) = self.calls.captures(sql) else { return Ok(()) };
@@ -146,6 +159,19 @@ impl Forbidden {
 /// The error for a statement that does not only read.
 pub fn not_reading() -> Error {
     Error::invalid("only statements that read are taken, such as SELECT")
+}
+
+/// Whether what EXPLAIN explains reads: with ANALYZE it runs.
+fn explains_a_read(sql: &str) -> bool {
+    let mut rest = sql;
+    loop {
+        rest = uncommented(rest.trim_start_matches(|c: char| c.is_ascii_alphabetic()));
+        let word: String = rest.chars().take_while(char::is_ascii_alphabetic).collect();
+        match word.to_ascii_lowercase().as_str() {
+            "analyze" | "verbose" => {}
+            word => return READS.contains(&word),
+        }
+    }
 }
 
 /// A text behind its first comments, blanks and parentheses.
@@ -187,6 +213,14 @@ mod tests {
             "from duckdb_settings()",
             "from duckdb_databases()",
             "select * from system.main.PRAGMA_database_list",
+            "from live_scan(null)",
+            "from tail_scan ('t')",
+            "select * from force_checkpoint\u{200b}('stored')",
+            "select current_setting\u{feff}\u{a0}('x')",
+            "explain analyze set search_path = 'live'",
+            "EXPLAIN /* */ checkpoint stored",
+            "explain analyze (commit)",
+            "explain (analyze) set threads = 1",
             "from u&\"force\\005fcheckpoint\"('x')",
             " /* ( */ -- ;\n ;( pragma version",
             "Create table t (i int)",
@@ -201,6 +235,8 @@ mod tests {
             "select * from duckdb_tables(), unnest([1])",
             "select my_read_csv(1), pragmatic from t",
             "select 'read_csv' as x",
+            "explain select 1",
+            "explain analyze with a as (select 1) from a",
         ] {
             forbidden.check(sql).expect(sql);
         }

@@ -269,9 +269,9 @@ impl Sink {
         };
         // At once, so that what comes next is not passed over, whatever happens.
         let (store, topic, starts) =
-            (self.sinks.store.clone(), self.topic.clone(), view.starts.clone());
+            (self.sinks.store.clone(), self.topic.clone(), view.begins.clone());
         blocking(move || store.create(&topic, &columns, &starts)).await?;
-        Ok(Some(view.starts))
+        Ok(Some(view.begins))
     }
 
     /// Takes what comes, until it is to be stored; `false`, if nothing comes any more.

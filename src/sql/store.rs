@@ -34,9 +34,8 @@ const TABLES: &str = "
         primary key (topic, \"partition\"));
 ";
 
-/// Each time that the file is too large, this part of its rows goes; so often at once.
-const SHRINK_PART: usize = 10;
-const SHRINKS_MAX: usize = 20;
+/// Rows whose space comes free together (DuckDB's row group). Fewer of them free nothing.
+const GROUP_ROWS: u64 = 122_880;
 
 /// See the top of this file.
 pub struct Store {
@@ -195,8 +194,8 @@ impl Store {
         self.writer.lock().execute_batch("checkpoint stored").map_err(failed)
     }
 
-    /// Lets rows go that are older than `age_max` by their timestamps, and the oldest ones of each table while the file has
-    /// more than `bytes_max`, about. Returns how many rows have gone. Blocks.
+    /// Lets rows go that are older than `age_max` by their timestamps, and while the file has more than `bytes_max` the oldest
+    /// ones of the largest table, as many as free space together; the last of these stay. Returns how many rows have gone. Blocks.
     ///
     /// # Errors
     /// DuckDB's.
@@ -210,23 +209,44 @@ impl Store {
                 self.delete(|_| format!("\"timestamp\" < make_timestamp({before})::timestamptz"))?;
         }
         let Some(bytes_max) = bytes_max else { return Ok(gone) };
-        for _ in 0..SHRINKS_MAX {
+        self.checkpoint()?;
+        let mut bytes = self.bytes()?;
+        while bytes > bytes_max as u64 {
+            let Some((table, rows)) = self.largest()? else { break };
+            if rows < 2 * GROUP_ROWS {
+                break;
+            }
+            let name = quoted(&table.name);
+            let oldest = format!(
+                "delete from stored.main.{name} where rowid in \
+                 (select rowid from stored.main.{name} order by rowid limit {GROUP_ROWS})"
+            );
+            gone += self.writer.lock().execute(&oldest, []).map_err(failed)? as u64;
+            self.commits.fetch_add(1, Ordering::Release);
+            // The first one makes blocks free, the second one counts them.
             self.checkpoint()?;
-            if self.bytes()? <= bytes_max as u64 {
+            self.checkpoint()?;
+            let before = std::mem::replace(&mut bytes, self.bytes()?);
+            if bytes >= before {
+                // Somebody still sees those rows; deleting more of them frees nothing either.
                 break;
             }
-            let oldest = self.delete(|name| {
-                format!(
-                    "rowid in (select rowid from stored.main.{name} order by rowid \
-                     limit (select count(*) // {SHRINK_PART} + 1 from stored.main.{name}))"
-                )
-            })?;
-            if oldest == 0 {
-                break;
-            }
-            gone += oldest;
         }
         Ok(gone)
+    }
+
+    /// The table with the most rows.
+    fn largest(&self) -> Result<Option<(Table, u64)>> {
+        let mut largest: Option<(Table, u64)> = None;
+        for table in self.tables().into_values() {
+            let sql = format!("select count(*) from stored.main.{}", quoted(&table.name));
+            let rows = self.writer.lock().query_row(&sql, [], |row| row.get::<_, u64>(0));
+            let rows = rows.map_err(failed)?;
+            if largest.as_ref().is_none_or(|(_, most)| rows > *most) {
+                largest = Some((table, rows));
+            }
+        }
+        Ok(largest)
     }
 
     /// Lets go of the rows of each table that a condition holds for.
@@ -259,6 +279,8 @@ impl Store {
         change: impl FnOnce(&duckdb::Connection, &Tables) -> Result<Option<(Arc<str>, Table)>>,
     ) -> Result<()> {
         let writer = self.writer.lock();
+        // Whatever has happened, it must not go on in a transaction.
+        let _ = writer.execute_batch("rollback");
         writer.execute_batch("begin transaction").map_err(failed)?;
         let tables = self.tables.read().clone();
         let changed = change(&writer, &tables).and_then(|table| {

@@ -120,6 +120,8 @@ impl Drop for Attached {
 struct State {
     phase: Phase,
     window: Window,
+    /// Where its partitions began.
+    begins: Positions,
     schema: Option<SchemaRef>,
     /// How many schemas there were.
     epoch: u64,
@@ -137,6 +139,8 @@ pub struct StreamView {
     pub schema: Option<SchemaRef>,
     /// How many schemas it has had.
     pub epoch: u64,
+    /// Where it began.
+    pub begins: Positions,
     /// From where on its window has everything.
     pub starts: Positions,
     /// Up to where.
@@ -200,6 +204,7 @@ impl TopicStream {
         let state = State {
             phase: Phase::Starting,
             window,
+            begins: Positions::default(),
             schema: None,
             epoch: 0,
             dropped: Evicted::default(),
@@ -247,6 +252,7 @@ impl TopicStream {
             phase: state.phase.clone(),
             schema: state.schema.clone(),
             epoch: state.epoch,
+            begins: state.begins.clone(),
             starts: state.window.starts().clone(),
             ends: state.window.ends().clone(),
             rows: state.window.rows(),
@@ -526,7 +532,9 @@ impl Feed<'_> {
             self.partitions += starts.len() as i32;
             let mut state = self.stream.state.lock();
             for start in &starts {
-                state.window.begin(start.partition, start.offset.unwrap_or(0));
+                let offset = start.offset.unwrap_or(0);
+                state.window.begin(start.partition, offset);
+                state.begins.set(start.partition, offset);
             }
             if is_first {
                 state.phase = Phase::Live;

@@ -129,6 +129,12 @@ async fn windows_are_tables() {
     assert_eq!(sql.rows("select * from empty").await.expect("rows"), Vec::<Value>::new());
     let other = sql.rows("select payload.other from \"Candy_1\"").await.expect("rows");
     assert_eq!(other, [json!({"other": 1})]);
+    // By its own name it would be the other topic.
+    for question in ["select * from \"Candy\"", "select * from live.Candy"] {
+        let error = sql.rows(question).await.expect_err(question);
+        let why = "the topic 'Candy' is called \"Candy_1\" here";
+        assert!(error.message().starts_with(why), "{error}");
+    }
     kafka.put("candy", 0, r#"{"candy_id":7,"price":2,"sugar":{"kind":"cane"}}"#);
     sql.stream("candy", 10_001).await;
     let sugar = "select payload.sugar.kind, count(*) as n from candy group by 1 order by 1";
@@ -141,7 +147,7 @@ async fn windows_are_tables() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn questions_do_not_change_or_reach_anything() {
-    let kafka = Kafka::with(&[("t", 1)]);
+    let kafka = Kafka::with(&[("t", 1), ("later", 1)]);
     kafka.put("t", 0, r#"{"a":1}"#);
     let sql = Sql::start(&kafka, LIMITS);
     sql.stream("t", 1).await;
@@ -162,7 +168,15 @@ async fn questions_do_not_change_or_reach_anything() {
         ("select * from read_parquet('http://127.0.0.1:1/x')", ""),
         ("selec 1", "Parser Error: syntax error at or near \"selec\""),
         ("select nosuch from t", "Binder Error: Referenced column \"nosuch\" not found"),
-        ("select * from tt", "Catalog Error: Table with name tt does not exist"),
+        (
+            "select * from tt",
+            "Catalog Error: Table with name tt does not exist! (line 1, column 15)\nDid you mean \"t\"?\n\nLINE 1",
+        ),
+        (
+            "select * from later",
+            "Catalog Error: Table with name later does not exist! (line 1, column 15)\n'later' is a topic, and no stream",
+        ),
+        ("select * from stored.t", "Catalog Error: Table with name \"stored.t\" does not exist"),
         ("select ?", "parameter '1' is missing"),
     ] {
         let error = sql.rows(question).await.map(|rows| panic!("{question}: {rows:?}"));
@@ -190,11 +204,29 @@ async fn questions_have_limits() {
     let large = "select list(i::varchar || repeat('x', 1000)) from range(100000000) t(i)";
     let error = sql.rows(large).await.expect_err("it takes too much");
     assert!(matches!(error.kind(), ErrorKind::Exhausted | ErrorKind::Timeout), "{error}");
-    // Whoever does not read on is stopped, too; and who goes away stops the query.
+    // Who reads slowly leaves the place to others, and who does not read on at all is stopped.
     let many = "select i from range(1000000000) t(i)";
-    let mut stalled = sql.engine.query(many.to_owned(), Parameters::None).await.expect("rows");
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        slow.push(sql.engine.query(many.to_owned(), Parameters::None).await.expect("rows"));
+    }
+    let reading = tokio::spawn(async move {
+        loop {
+            for answer in &mut slow {
+                answer.next().await.expect("it goes on").expect("rows");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
     let error = sql.engine.query("select 1".to_owned(), Parameters::None).await.map(|_| ());
-    assert_eq!(error.expect_err("one at a time").kind(), ErrorKind::Exhausted);
+    let error = error.expect_err("there are enough of them");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    assert!(error.message().starts_with("as many answers are on their way"), "{error}");
+    reading.abort();
+    assert!(reading.await.is_err_and(|error| error.is_cancelled()), "all of them were read on");
+    let mut stalled = sql.engine.query(many.to_owned(), Parameters::None).await.expect("rows");
+    let rows = sql.rows("select 1 as one").await.expect("the place is free");
+    assert_eq!(rows, [json!({"one": 1})]);
     let mut last = Ok(());
     while let Some(batch) = stalled.next().await {
         last = batch.map(|_| ());
@@ -205,13 +237,6 @@ async fn questions_have_limits() {
     }
     assert!(last.is_err(), "it is not read to its end in half a second");
     drop(sql.engine.query(many.to_owned(), Parameters::None).await.expect("rows"));
-    let rows = tokio::time::timeout(DEADLINE, async {
-        loop {
-            match sql.rows("select 1 as one").await {
-                Ok(rows) => return rows,
-                Err(error) => assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}"),
-            }
-        }
-    });
-    assert_eq!(rows.await.expect("free again"), [json!({"one": 1})]);
+    let rows = sql.rows("select 1 as one").await.expect("free again");
+    assert_eq!(rows, [json!({"one": 1})]);
 }

@@ -259,6 +259,7 @@ fn queries_are_checked_at_the_start() {
         ("drop table x", "queries.q: only statements that read"),
         ("select 1; select 2", "queries.q: one statement is wanted, not 2"),
         ("select nosuch(1)", "queries.q: Catalog Error: Scalar Function with name nosuch"),
+        ("select nosuch", "queries.q: Binder Error: Referenced column \"nosuch\" was not found"),
     ] {
         let error = Karrow::refused_with(&["--brokers", "127.0.0.1:1"], |config| {
             let settings = QuerySettings { sql: sql.to_owned(), max_age: None };
@@ -299,12 +300,40 @@ async fn flight_clients_ask_by_name() {
         assert!(error.contains(why), "{command}: {error}");
     }
     let ticket = info.endpoint[0].ticket.clone().expect("a ticket");
-    let batches = client.do_get(ticket).await.expect("a stream");
-    let batches: Vec<RecordBatch> = batches.try_collect().await.expect("rows");
-    let names: Vec<&str> = batches
-        .iter()
-        .flat_map(|batch| batch.column(0).as_string::<i32>().iter().flatten())
-        .collect();
-    assert_eq!(names, ["n0", "n3", "n6"]);
-    assert!(batches.iter().all(|batch| *batch.schema() == schema));
+    for _ in 0..2 {
+        let batches = client.do_get(ticket.clone()).await.expect("a stream");
+        let batches: Vec<RecordBatch> = batches.try_collect().await.expect("rows");
+        let names: Vec<&str> = batches
+            .iter()
+            .flat_map(|batch| batch.column(0).as_string::<i32>().iter().flatten())
+            .collect();
+        assert_eq!(names, ["n0", "n3", "n6"]);
+        assert!(batches.iter().all(|batch| *batch.schema() == schema));
+    }
+    // Both got the same answer.
+    let metric = "karrow_named_queries_total{query=\"below\",source=\"cache\"}";
+    assert_eq!(tokio::task::block_in_place(|| karrow.metric(metric)), 1.0);
+}
+
+#[test]
+fn who_asks_the_same_shares_its_failure() {
+    let kafka = candy();
+    let endless = "select sum(a.i * b.i) from range(10000000) a(i), range(10000000) b(i)";
+    let karrow = karrow(&kafka, &[("endless", endless, None)]);
+    std::thread::scope(|scope| {
+        let ask = || {
+            let error = format!("{:?}", karrow.connect().call(&["SQL.CALL", "endless"]));
+            assert!(error.contains("the query took more than 2 s"), "{error}");
+        };
+        for _ in 0..10 {
+            scope.spawn(ask);
+        }
+    });
+    // Those that came a moment late had one of their own.
+    let of = |source: &str| {
+        karrow
+            .metric(&format!("karrow_named_queries_total{{query=\"endless\",source=\"{source}\"}}"))
+    };
+    assert_eq!(of("run") + of("cache"), 10.0);
+    assert!(of("run") <= 3.0, "{} runs", of("run"));
 }

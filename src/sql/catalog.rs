@@ -60,6 +60,52 @@ impl Catalog {
         self.streams.get(topic).map(|stream| stream.version())
     }
 
+    /// The streams.
+    pub fn streams(&self) -> &Arc<Streams> {
+        &self.streams
+    }
+
+    /// What topics are called.
+    pub fn names(&self) -> Vec<String> {
+        self.views.lock().values().map(|views| views.name.clone()).collect()
+    }
+
+    /// Whether a table is there, and its topic's payload was seen.
+    pub fn knows_columns_of(&self, name: &str) -> bool {
+        let has_payload = |columns: &SchemaRef| {
+            let payload = columns.field_with_name("payload");
+            payload.is_ok_and(|payload| payload.data_type() != &DataType::Binary)
+        };
+        self.views.lock().values().any(|views| {
+            let table = views.table.as_ref().map(|table| &table.columns);
+            views.name.eq_ignore_ascii_case(name)
+                && views.window.iter().chain(table).any(has_payload)
+        })
+    }
+
+    /// Refuses a statement that spells a topic which is called otherwise: it would read the one that differs from it in upper
+    /// and lower case only.
+    ///
+    /// # Errors
+    /// It does.
+    pub fn check_names(&self, connection: &Connection, sql: &str) -> Result<()> {
+        let is_other = |(topic, views): &(&Arc<str>, &Views)| views.name.as_str() != &***topic;
+        if !self.views.lock().iter().any(|named| is_other(&named)) {
+            return Ok(());
+        }
+        let names = connection.table_names(sql)?;
+        let views = self.views.lock();
+        let is_a_name = |name: &str| views.values().any(|views| views.name == name);
+        let is_meant = |topic: &str| names.iter().any(|name| name == topic && !is_a_name(name));
+        match views.iter().filter(is_other).find(|(topic, _)| is_meant(topic)) {
+            None => Ok(()),
+            Some((topic, Views { name, .. })) => Err(Error::invalid(format!(
+                "the topic '{topic}' is called {} here, because SQL does not tell upper from lower case",
+                quoted(name)
+            ))),
+        }
+    }
+
     /// All windows as they are now, with the columns of their tables.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use duckdb::ffi;
 use parking_lot::Mutex;
 
 pub(super) use failure::{class, failure, located};
-use handles::{QueryResult, c_text, text};
+use handles::{DuckValue, QueryResult, c_text, text};
 pub use statement::{Kind, Parameter, Prepared, Rows};
 
 use crate::error::{Error, Result};
@@ -170,6 +170,18 @@ impl Connection {
         let state = unsafe { ffi::duckdb_query(self.raw(), sql.as_ptr(), &raw mut result) };
         let mut result = QueryResult(result);
         if state == ffi::DuckDBSuccess { Ok(()) } else { Err(result.failure()) }
+    }
+
+    /// The names of the tables that a statement mentions, as it spells them, without their schemas.
+    ///
+    /// # Errors
+    /// The text has a zero byte. Of what is no statement there are none.
+    pub fn table_names(&self, sql: &str) -> Result<Vec<String>> {
+        let sql = c_text(sql)?;
+        // SAFETY: the connection is open, and the text a C string; what comes is ours, or null.
+        let names =
+            DuckValue(unsafe { ffi::duckdb_get_table_names(self.raw(), sql.as_ptr(), false) });
+        Ok(names.texts())
     }
 
     /// Prepares a text that must be one statement.

@@ -3,37 +3,46 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, SchemaRef};
+use futures::Stream;
+use futures::stream::unfold;
 use parking_lot::Mutex;
+use prometheus::IntGauge;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::catalog::Catalog;
-use super::duck::{Connection, Database, Interrupter, Kind, Parameter, Prepared, class, located};
+use super::duck::{Connection, Database, Kind, Parameter, Prepared, class, located};
 use super::forbidden::{Forbidden, not_reading};
 use super::live::{LIVE, LiveScan, Seeing, TAIL};
+use super::missing::{missing_table, said_of_missing};
 use super::plain::{plain_batch, plain_schema};
+use super::running::{Running, Stopper};
 use super::store::{DATABASE, Store};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kafka::topics::TopicInfo;
 use crate::metrics::Metrics;
 use crate::stream::blocking;
 use crate::stream::streams::Streams;
 
 /// Batches of an answer that wait to be taken.
-const ANSWER_BATCHES_MAX: usize = 16;
+const ANSWER_BATCHES_MAX: usize = 4;
 
-/// Rows of a batch of an answer, about; DuckDB's own have 2,048 at most.
+/// Rows and bytes of a batch of an answer, about; DuckDB's own have 2,048 rows at most.
 const ROWS_MAX: usize = 8192;
+const BYTES_MAX: usize = 4 << 20;
 
-/// Time between two tries to stop a query whose time is up.
-const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+/// Answers that may be on their way for each query that may run: those whose clients take their time do not run.
+const ANSWERS_PER_PLACE: usize = 8;
+
+/// How long brokers may take to say whether a table that is not there is a topic.
+const TOPICS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often a query is planned anew because the columns of a topic have changed meanwhile.
 const PLANS_MAX: usize = 5;
@@ -70,6 +79,8 @@ pub struct Answer {
     /// What it depends on.
     pub origin: Origin,
     said: mpsc::Receiver<Result<Said>>,
+    /// Nothing more comes.
+    is_over: bool,
     _stopper: Stopper,
 }
 
@@ -99,100 +110,63 @@ impl Answer {
     /// # Errors
     /// DuckDB's, or the query has run for too long.
     pub async fn next(&mut self) -> Option<Result<RecordBatch>> {
-        match self.said.recv().await? {
-            Ok(Said::Rows(rows)) => Some(Ok(rows)),
-            Ok(Said::Columns(..)) => Some(Err(Error::internal("columns come first"))),
-            Err(error) => Some(Err(error)),
+        if self.is_over {
+            return None;
+        }
+        let said = self.said.recv().await;
+        self.is_over = !matches!(said, Some(Ok(Said::Rows(_))));
+        match said {
+            Some(Ok(Said::Rows(rows))) => Some(Ok(rows)),
+            Some(Ok(Said::End)) => None,
+            Some(Err(error)) => Some(Err(error)),
+            // What was sent is a beginning, and must not be taken for the whole.
+            Some(Ok(Said::Columns(..))) | None => Some(Err(Error::internal("the query broke off"))),
         }
     }
-}
 
-/// Stops a query that nobody waits for any more.
-struct Stopper(Arc<Running>);
-
-impl Drop for Stopper {
-    fn drop(&mut self) {
-        self.0.is_unwanted.store(true, Ordering::Release);
-        self.0.unwanted.notify_one();
+    /// The batches to the end.
+    pub fn into_stream(self) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
+        unfold(self, async |mut answer| Some((answer.next().await?, answer)))
     }
 }
 
-/// What a query has to say: its columns, then rows.
+/// What a query has to say: its columns, then rows, then that it is over.
 enum Said {
     Columns(SchemaRef, Origin),
     Rows(RecordBatch),
+    End,
 }
 
-/// A query that runs.
-struct Running {
-    /// `None` before it has a connection, and after that.
-    interrupter: Mutex<Option<Interrupter>>,
-    clock: Mutex<Clock>,
-    /// Its client has gone.
-    is_unwanted: AtomicBool,
-    unwanted: Notify,
+/// A query's place among those that run. Others have it while its client takes its time.
+struct Place {
+    places: Arc<Semaphore>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
-/// The time that a query has used. While its client takes rows it uses none.
-struct Clock {
-    spent: Duration,
-    /// `None`, while it waits for its client.
-    since: Option<Instant>,
-    is_up: bool,
-}
-
-impl Running {
-    fn new() -> Arc<Self> {
-        let clock = Clock { spent: Duration::ZERO, since: Some(Instant::now()), is_up: false };
-        Arc::new(Self {
-            interrupter: Mutex::default(),
-            clock: Mutex::new(clock),
-            is_unwanted: AtomicBool::new(false),
-            unwanted: Notify::new(),
-        })
-    }
-
-    fn stop(&self) {
-        if let Some(interrupter) = &*self.interrupter.lock() {
-            interrupter.interrupt();
-        }
-    }
-
-    fn spent(&self) -> Duration {
-        let clock = self.clock.lock();
-        clock.spent + clock.since.map_or(Duration::ZERO, |since| since.elapsed())
-    }
-
-    /// Does what costs no time of the query's.
-    fn pause<T>(&self, wait: impl FnOnce() -> T) -> T {
-        let spent = self.spent();
-        *self.clock.lock() = Clock { spent, since: None, is_up: false };
+impl Place {
+    /// Does what waits for somebody else. Blocks.
+    fn lend<T>(&mut self, runtime: &Handle, wait: impl FnOnce() -> T) -> T {
+        self.permit = None;
         let waited = wait();
-        self.clock.lock().since = Some(Instant::now());
+        // It fails only when the places are closed, which nobody does.
+        self.permit = runtime.block_on(self.places.clone().acquire_owned()).ok();
         waited
     }
+}
 
-    /// Stops it when it has used so much time, or nobody waits for it.
-    async fn watch(self: Arc<Self>, time_max: Duration) {
-        loop {
-            let left = time_max.saturating_sub(self.spent());
-            let is_unwanted = self.is_unwanted.load(Ordering::Acquire);
-            if left.is_zero() {
-                self.clock.lock().is_up = true;
-            }
-            if left.is_zero() || is_unwanted {
-                self.stop();
-                // It may be between two statements, where there is nothing to stop.
-                tokio::time::sleep(WATCH_INTERVAL).await;
-                continue;
-            }
-            let _ = tokio::time::timeout(left, self.unwanted.notified()).await;
-        }
+/// Counts as running as long as it is there.
+struct Counted<'a>(&'a IntGauge);
+
+impl<'a> Counted<'a> {
+    fn new(gauge: &'a IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
     }
+}
 
-    /// Nobody waits for it.
-    fn is_unwanted(&self) -> bool {
-        self.is_unwanted.load(Ordering::Acquire)
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -202,7 +176,12 @@ pub struct Engine {
     catalog: Catalog,
     forbidden: Forbidden,
     idle: Mutex<Vec<Connection>>,
+    /// Of queries that run.
     places: Arc<Semaphore>,
+    /// Of answers that are on their way.
+    answers: Arc<Semaphore>,
+    /// Of plans in the making.
+    plans: Arc<Semaphore>,
     limits: SqlLimits,
     metrics: Arc<Metrics>,
     runtime: Handle,
@@ -252,6 +231,8 @@ impl Engine {
             forbidden,
             idle: Mutex::new(vec![connection]),
             places: Arc::new(Semaphore::new(limits.queries_max)),
+            answers: Arc::new(Semaphore::new(limits.queries_max * ANSWERS_PER_PLACE)),
+            plans: Arc::new(Semaphore::new(limits.queries_max)),
             limits,
             metrics,
             runtime,
@@ -277,13 +258,25 @@ impl Engine {
         match self.describe(sql.clone()).await {
             // Of a topic of which nothing was seen, neither the table nor its columns are known.
             Err(error) if is_of_a_table(&error) => {
-                tracing::debug!(%error, "a query whose tables are not there yet");
                 let engine = self.clone();
-                blocking(move || engine.with_connection(|connection| is_a_select(connection, &sql)))
-                    .await
+                let checked = move || {
+                    engine.with_connection(|connection| engine.checked(connection, &sql, &error))
+                };
+                blocking(checked).await
             }
             described => described.map(|_| ()),
         }
+    }
+
+    /// Lets a statement pass that fails because of what may still come.
+    fn checked(&self, connection: &Connection, sql: &str, error: &Error) -> Result<()> {
+        is_a_select(connection, sql)?;
+        let names = connection.table_names(sql)?;
+        if names.iter().all(|name| self.catalog.knows_columns_of(name)) {
+            return Err(error.clone());
+        }
+        tracing::debug!(%error, "a query whose tables are not there yet");
+        Ok(())
     }
 
     /// What is known of a statement before it runs.
@@ -320,22 +313,44 @@ impl Engine {
         self: &Arc<Self>,
         plan: impl Fn(&Self, &Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let running = Running::new();
+        let place = self.place(&self.plans, "statements are looked at").await?;
+        let (running, _stopper) = Running::begin();
         let watch = self.runtime.spawn(running.clone().watch(self.limits.time_max));
-        let _stopper = Stopper(running.clone());
         let (engine, watch) = (self.clone(), AbortOnDropHandle::new(watch));
         let planned = move || {
-            let _held = watch;
+            let _held = (place, watch);
             let planned = engine.with_connection(|connection| {
                 // Planning computes what is constant, which may take its time.
-                *running.interrupter.lock() = Some(connection.interrupter());
-                let planned = plan(&engine, connection);
-                *running.interrupter.lock() = None;
-                planned
+                running.stoppable(connection.interrupter(), || plan(&engine, connection))
             });
             planned.map_err(|error| engine.explained(error, &running))
         };
-        blocking(planned).await
+        match blocking(planned).await {
+            Err(error) => Err(self.named(error).await),
+            planned => planned,
+        }
+    }
+
+    /// A place, as long as it takes until there is one, but not longer than a query may run.
+    async fn place(&self, places: &Arc<Semaphore>, doing: &str) -> Result<OwnedSemaphorePermit> {
+        let place = places.clone().acquire_owned();
+        match tokio::time::timeout(self.limits.time_max, place).await {
+            Ok(place) => place.map_err(|error| Error::internal(error.to_string())),
+            Err(_) => {
+                let why = format!("as many {doing} already as --sql-concurrency allows");
+                Err(Error::new(ErrorKind::Exhausted, why))
+            }
+        }
+    }
+
+    /// Of a table that is not there, says more than DuckDB knows.
+    async fn named(&self, error: Error) -> Error {
+        let Some(name) = missing_table(&error).map(str::to_owned) else { return error };
+        let topics = self.catalog.streams().topics();
+        let topics = tokio::time::timeout(TOPICS_TIMEOUT, topics).await;
+        let is_topic = |topics: Vec<TopicInfo>| topics.iter().any(|topic| topic.name == name);
+        let is_topic = topics.is_ok_and(|topics| topics.is_ok_and(is_topic));
+        said_of_missing(&error, &name, &self.catalog.names(), is_topic)
     }
 
     fn columns_of(
@@ -369,45 +384,42 @@ impl Engine {
     /// # Errors
     /// It is none; DuckDB's; or it takes too long until the first row.
     pub async fn query(self: &Arc<Self>, sql: String, parameters: Parameters) -> Result<Answer> {
-        let time_max = self.limits.time_max;
-        let place = tokio::time::timeout(time_max, self.places.clone().acquire_owned()).await;
-        let Ok(place) = place else {
-            let why = format!("{} queries run already", self.limits.queries_max);
-            return Err(Error::new(ErrorKind::Exhausted, why));
-        };
-        let place = place.map_err(|error| Error::internal(error.to_string()))?;
-        let running = Running::new();
-        let watch = AbortOnDropHandle::new(self.runtime.spawn(running.clone().watch(time_max)));
+        let held = self.place(&self.answers, "answers are on their way").await?;
+        let permit = Some(self.place(&self.places, "queries run").await?);
+        let place = Place { places: self.places.clone(), permit };
+        let (running, stopper) = Running::begin();
+        let watch = self.runtime.spawn(running.clone().watch(self.limits.time_max));
+        let watch = AbortOnDropHandle::new(watch);
         let (say, mut said) = mpsc::channel(ANSWER_BATCHES_MAX);
-        let (engine, of_query) = (self.clone(), running.clone());
-        let stopper = Stopper(running);
+        let engine = self.clone();
         self.runtime.spawn_blocking(move || {
-            let _held = (place, watch);
+            let _held = (held, watch);
             let metrics = &engine.metrics;
-            metrics.sql_running.inc();
+            let _counted = Counted::new(&metrics.sql_running);
             let began = Instant::now();
-            let outcome = engine.answer(&sql, &parameters, &of_query, &say);
-            let outcome = outcome.map_err(|error| engine.explained(error, &of_query));
-            metrics.sql_running.dec();
+            let mut client = Client { say, running, place };
+            let outcome = engine.answer(&sql, &parameters, &mut client);
+            let outcome = outcome.map_err(|error| engine.explained(error, &client.running));
             metrics.sql_seconds.observe(began.elapsed().as_secs_f64());
-            metrics.sql_queries.with_label_values(&[label(&outcome)]).inc();
-            if let Err(error) = outcome {
-                // Who has gone does not want to know.
-                let _ = say.blocking_send(Err(error));
-            }
+            let became = label(&outcome, &client.running);
+            metrics.sql_queries.with_label_values(&[became]).inc();
+            // Who has gone does not want to know.
+            let _ = client.say.blocking_send(outcome.map(|()| Said::End));
         });
         match said.recv().await {
             Some(Ok(Said::Columns(schema, origin))) => {
-                Ok(Answer { schema, origin, said, _stopper: stopper })
+                Ok(Answer { schema, origin, said, is_over: false, _stopper: stopper })
             }
-            Some(Err(error)) => Err(error),
-            Some(Ok(Said::Rows(_))) | None => Err(Error::internal("a query without an answer")),
+            Some(Err(error)) => Err(self.named(error).await),
+            Some(Ok(Said::Rows(_) | Said::End)) | None => {
+                Err(Error::internal("the query broke off"))
+            }
         }
     }
 
     /// Why a query was stopped, where it was.
     fn explained(&self, error: Error, running: &Running) -> Error {
-        if error.kind() == ErrorKind::Timeout && running.clock.lock().is_up {
+        if error.kind() == ErrorKind::Timeout && running.is_up() {
             let seconds = self.limits.time_max.as_secs_f64();
             return Error::new(ErrorKind::Timeout, format!("the query took more than {seconds} s"));
         }
@@ -415,28 +427,19 @@ impl Engine {
     }
 
     /// Runs on a thread that may be blocked.
-    fn answer(
-        &self,
-        sql: &str,
-        parameters: &Parameters,
-        running: &Running,
-        say: &mpsc::Sender<Result<Said>>,
-    ) -> Result<()> {
+    fn answer(&self, sql: &str, parameters: &Parameters, client: &mut Client) -> Result<()> {
         self.with_connection(|connection| {
-            *running.interrupter.lock() = Some(connection.interrupter());
-            let answered = match running.is_unwanted() {
-                true => Ok(false),
-                false => self.answer_once(connection, sql, parameters, running, say),
-            };
-            // Nobody stops what the next one does with this connection.
-            *running.interrupter.lock() = None;
-            answered
+            if client.running.is_unwanted() {
+                return Ok(());
+            }
+            let running = client.running.clone();
+            let answer = || self.answer_once(connection, sql, parameters, client);
+            running.stoppable(connection.interrupter(), answer)
         })
-        .map(|_| ())
     }
 
     /// Does something with a connection, and again if another query has made views anew meanwhile.
-    fn with_connection<T>(&self, work: impl Fn(&Connection) -> Result<T>) -> Result<T> {
+    fn with_connection<T>(&self, mut work: impl FnMut(&Connection) -> Result<T>) -> Result<T> {
         let connection = self.connection()?;
         let mut worked = work(&connection);
         for _ in 1..PLANS_MAX {
@@ -455,6 +458,7 @@ impl Engine {
     /// A statement that reads.
     fn reading<'c>(&self, connection: &'c Connection, sql: &str) -> Result<Prepared<'c>> {
         self.forbidden.check(sql)?;
+        self.catalog.check_names(connection, sql)?;
         let prepared = connection.prepare(sql)?;
         match prepared.kind() {
             Kind::Reads => Ok(prepared),
@@ -476,9 +480,8 @@ impl Engine {
         connection: &Connection,
         sql: &str,
         parameters: &Parameters,
-        running: &Running,
-        say: &mpsc::Sender<Result<Said>>,
-    ) -> Result<bool> {
+        client: &mut Client,
+    ) -> Result<()> {
         let commits = self.catalog.commits();
         let seeing = self.begin(connection)?;
         let mut prepared = self.reading(connection, sql)?;
@@ -489,50 +492,24 @@ impl Engine {
         let mut rows = prepared.run().map_err(|error| located(error, sql))?;
         let schema = plain_schema(rows.schema());
         let origin = Origin { windows: seeing.versions(), commits };
-        if say.blocking_send(Ok(Said::Columns(schema.clone(), origin))).is_err() {
-            return Ok(false);
+        if !client.is_told(self, Said::Columns(schema.clone(), origin))? {
+            return Ok(());
         }
-        let (mut gathered, mut count) = (Vec::new(), 0);
+        let mut gathered = Gathered::default();
         loop {
             let batch = rows.next().transpose().map_err(|error| located(error, sql))?;
-            let batch = batch.map(|batch| plain_batch(&batch, &schema)).transpose()?;
             let is_over = batch.is_none();
-            count += batch.as_ref().map_or(0, RecordBatch::num_rows);
-            gathered.extend(batch);
-            if count >= ROWS_MAX || (is_over && count > 0) {
-                let whole = concat_batches(&schema, &gathered);
-                let whole = whole.map_err(|error| Error::internal(error.to_string()))?;
-                gathered.clear();
-                count = 0;
-                if !self.send(whole, running, say)? {
-                    return Ok(false);
+            if let Some(batch) = batch {
+                gathered.push(plain_batch(&batch, &schema)?);
+            }
+            if gathered.is_full() || (is_over && gathered.rows > 0) {
+                let whole = std::mem::take(&mut gathered).whole(&schema)?;
+                if !client.is_told(self, Said::Rows(whole))? {
+                    return Ok(());
                 }
             }
             if is_over {
-                return Ok(true);
-            }
-        }
-    }
-
-    /// Waits until the client takes it; `false` if it has gone.
-    fn send(
-        &self,
-        rows: RecordBatch,
-        running: &Running,
-        say: &mpsc::Sender<Result<Said>>,
-    ) -> Result<bool> {
-        let rows = match say.try_send(Ok(Said::Rows(rows))) {
-            Ok(()) => return Ok(true),
-            Err(TrySendError::Closed(_)) => return Ok(false),
-            Err(TrySendError::Full(rows)) => rows,
-        };
-        let sent = tokio::time::timeout(self.limits.time_max, say.send(rows));
-        match running.pause(|| self.runtime.block_on(sent)) {
-            Ok(sent) => Ok(sent.is_ok()),
-            Err(_) => {
-                let seconds = self.limits.time_max.as_secs_f64();
-                let why = format!("the client has taken nothing of the answer for {seconds} s");
-                Err(Error::new(ErrorKind::Exhausted, why))
+                return Ok(());
             }
         }
     }
@@ -541,6 +518,67 @@ impl Engine {
         match self.idle.lock().pop() {
             Some(connection) => Ok(connection),
             None => self.database.connect(),
+        }
+    }
+}
+
+/// Who waits for an answer.
+struct Client {
+    say: mpsc::Sender<Result<Said>>,
+    running: Arc<Running>,
+    place: Place,
+}
+
+impl Client {
+    /// Waits until the client takes it; `false` if it has gone. Blocks.
+    ///
+    /// # Errors
+    /// It has taken nothing for as long as a query may run.
+    fn is_told(&mut self, engine: &Engine, said: Said) -> Result<bool> {
+        let said = match self.say.try_send(Ok(said)) {
+            Ok(()) => return Ok(true),
+            Err(TrySendError::Closed(_)) => return Ok(false),
+            Err(TrySendError::Full(said)) => said,
+        };
+        let (runtime, time_max) = (&engine.runtime, engine.limits.time_max);
+        let sent = tokio::time::timeout(time_max, self.say.send(said));
+        let place = &mut self.place;
+        match self.running.pause(|| place.lend(runtime, || runtime.block_on(sent))) {
+            Ok(sent) => Ok(sent.is_ok()),
+            Err(_) => {
+                let seconds = time_max.as_secs_f64();
+                let why = format!("the client has taken nothing of the answer for {seconds} s");
+                Err(Error::new(ErrorKind::Exhausted, why))
+            }
+        }
+    }
+}
+
+/// Rows that make a batch of an answer.
+#[derive(Default)]
+struct Gathered {
+    batches: Vec<RecordBatch>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Gathered {
+    fn push(&mut self, batch: RecordBatch) {
+        self.rows += batch.num_rows();
+        self.bytes += batch.get_array_memory_size();
+        self.batches.push(batch);
+    }
+
+    fn is_full(&self) -> bool {
+        self.rows >= ROWS_MAX || self.bytes >= BYTES_MAX
+    }
+
+    fn whole(self, schema: &SchemaRef) -> Result<RecordBatch> {
+        match <[RecordBatch; 1]>::try_from(self.batches) {
+            Ok([batch]) => Ok(batch),
+            Err(batches) => {
+                concat_batches(schema, &batches).map_err(|error| Error::internal(error.to_string()))
+            }
         }
     }
 }
@@ -556,7 +594,10 @@ fn attached(database: &Database, connection: &Connection, file: &Path) -> Result
 }
 
 /// What became of a query, in a word.
-fn label(outcome: &Result<()>) -> &'static str {
+fn label(outcome: &Result<()>, running: &Running) -> &'static str {
+    if running.is_unwanted() {
+        return "cancelled";
+    }
     match outcome.as_ref().map_err(Error::kind) {
         Ok(()) => "ok",
         Err(ErrorKind::Invalid) => "invalid",
@@ -609,5 +650,28 @@ impl Parameters {
             values.and_then(|values| values.get(name)).ok_or_else(missing)
         };
         names.iter().map(value).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::Schema;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_without_its_end_is_an_error() {
+        let (say, said) = mpsc::channel(4);
+        let schema: SchemaRef = Arc::new(Schema::empty());
+        let rows = RecordBatch::new_empty(schema.clone());
+        say.send(Ok(Said::Rows(rows.clone()))).await.expect("heard");
+        drop(say);
+        let (_, stopper) = Running::begin();
+        let origin = Origin::default();
+        let mut answer = Answer { schema, origin, said, is_over: false, _stopper: stopper };
+        assert!(answer.next().await.is_some_and(|rows| rows.is_ok()));
+        let broken = answer.next().await.and_then(Result::err).expect("an error");
+        assert_eq!(broken.kind(), ErrorKind::Internal);
+        assert!(answer.next().await.is_none());
     }
 }

@@ -54,6 +54,8 @@ type Key = (String, String);
 #[derive(Default)]
 struct Entry {
     last: PlainMutex<Option<Arc<Held>>>,
+    /// The last run's failure, and when that began: whoever asked before gets it.
+    failure: PlainMutex<Option<(Instant, Error)>>,
     /// Who has it runs the query; the others wait.
     turn: Mutex<()>,
 }
@@ -142,9 +144,9 @@ impl Queries {
             let (from_cache, from_run) = (counter("cache"), counter("run"));
             by_name.insert(name, Named { settings, from_cache, from_run });
         }
-        let weight = |_: &Key, entry: &Arc<Entry>| {
+        let weight = |(name, values): &Key, entry: &Arc<Entry>| {
             let bytes = entry.last.lock().as_ref().map_or(0, |held| held.bytes);
-            u32::try_from(bytes + ENTRY_BYTES).unwrap_or(u32::MAX)
+            u32::try_from(bytes + name.len() + values.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
         };
         let ages = by_name.values().filter_map(|query| query.settings.max_age);
         let idle = ages.map(|Span(age)| age).max().unwrap_or_default().max(AGE_MAX * 10);
@@ -218,12 +220,21 @@ impl Queries {
             query.from_cache.inc();
             return Ok(held);
         }
+        // A run that began after the question has answered it, also by failing.
+        let failed = entry.failure.lock().clone().filter(|(began, _)| *began >= asked);
+        if let Some((_, error)) = failed {
+            query.from_cache.inc();
+            return Err(error);
+        }
         query.from_run.inc();
         let parameters = match values.is_empty() {
             true => Parameters::None,
             false => Parameters::Named(values.clone()),
         };
-        let held = Arc::new(self.run(query.settings.sql.clone(), parameters).await?);
+        let began = Instant::now();
+        let held = self.run(query.settings.sql.clone(), parameters).await;
+        *entry.failure.lock() = held.as_ref().err().map(|error| (began, error.clone()));
+        let held = Arc::new(held?);
         *entry.last.lock() = Some(held.clone());
         // So that it is weighed.
         self.answers.insert(key, entry.clone());

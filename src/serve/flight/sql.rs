@@ -25,16 +25,16 @@ use arrow_flight::{
 };
 use arrow_ipc::writer::IpcWriteOptions;
 use bytes::Bytes;
-use futures::stream::{BoxStream, StreamExt, TryStreamExt, once, try_unfold};
+use futures::stream::{BoxStream, Stream, StreamExt, TryStreamExt, iter, once, try_unfold};
 use prost::Message;
 
 use super::pieces::Pieces;
 use super::put::Incoming;
 use super::read::schema_message;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sql::duck::Parameter;
-use crate::sql::engine::{Answer, Described, Engine, Parameters};
-use crate::sql::queries::Queries;
+use crate::sql::engine::{Described, Engine, Parameters};
+use crate::sql::queries::{Held, Queries, Values};
 use named::Asked;
 use prepared::{Prepared, Statements, row_of};
 use question::{Promise, Question};
@@ -104,6 +104,7 @@ impl Sql {
         let sql = self.queries.statement(&asked.name)?.to_owned();
         let row = asked.row.as_ref().map(prepared::encoded).transpose()?;
         let question = self.statement(sql, row).await?;
+        let question = Question { name: Some(asked.name), ..question };
         info_of(descriptor, &question.schema, ticket_of(&question))
     }
 
@@ -154,7 +155,7 @@ impl Sql {
         prepared::check_length(&sql)?;
         let parameters = row.as_deref().map_or(Ok(Parameters::None), question::parameters_of)?;
         let schema = self.engine.columns(sql.clone(), parameters).await?;
-        Ok(Question { sql, row, schema })
+        Ok(Question { sql, name: None, row, schema })
     }
 
     /// The rows that a ticket stands for.
@@ -169,14 +170,43 @@ impl Sql {
                     .row
                     .as_deref()
                     .map_or(Ok(Parameters::None), question::parameters_of)?;
+                let promise = Promise::new(question.schema);
+                if let Some(name) = &question.name
+                    && let Some(held) = self.held(name, &question.sql, &parameters).await?
+                {
+                    let batches: Vec<_> = held.batches.iter().cloned().map(Ok).collect();
+                    return Ok(streamed(iter(batches), promise));
+                }
                 let answer = self.engine.query(question.sql, parameters).await?;
-                Ok(streamed(answer, Promise::new(question.schema)))
+                Ok(streamed(answer.into_stream(), promise))
             }
             command => {
                 let batch = catalog::rows(&self.engine, command).await?;
                 let schema = once(std::future::ready(Ok(schema_message(batch.schema_ref()))));
                 Ok(schema.chain(pieces_of(batch)).boxed())
             }
+        }
+    }
+
+    /// The answer of a query with a name, which all share who ask the same; `None`, if its statement is another one here than
+    /// where it was planned, or the answer is too large to be held.
+    async fn held(
+        &self,
+        name: &str,
+        sql: &str,
+        parameters: &Parameters,
+    ) -> Result<Option<Arc<Held>>> {
+        if self.queries.statement(name).ok() != Some(sql) {
+            return Ok(None);
+        }
+        let values = match parameters {
+            Parameters::None => Values::new(),
+            Parameters::Named(values) => values.clone(),
+            Parameters::Positional(_) => return Ok(None),
+        };
+        match self.queries.ask(name, &values).await {
+            Err(error) if error.kind() == ErrorKind::Exhausted => Ok(None),
+            held => held.map(Some),
         }
     }
 
@@ -299,15 +329,18 @@ fn body_of<M: ProstMessageExt>(body: &[u8]) -> Result<M> {
 
 /// Between two messages of an answer.
 struct Streamed {
-    answer: Answer,
+    batches: BoxStream<'static, Result<RecordBatch>>,
     promise: Promise,
     pieces: Option<Pieces>,
 }
 
 /// The schema, then rows in just that.
-fn streamed(answer: Answer, promise: Promise) -> Messages {
+fn streamed(
+    batches: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
+    promise: Promise,
+) -> Messages {
     let schema = once(std::future::ready(Ok(schema_message(promise.schema()))));
-    let streamed = Streamed { answer, promise, pieces: None };
+    let streamed = Streamed { batches: batches.boxed(), promise, pieces: None };
     let rows = try_unfold(streamed, |mut streamed| async move {
         Ok(streamed.next().await?.map(|message| (message, streamed)))
     });
@@ -323,7 +356,7 @@ impl Streamed {
                 }
                 self.pieces = None;
             }
-            let Some(batch) = self.answer.next().await.transpose()? else { return Ok(None) };
+            let Some(batch) = self.batches.try_next().await? else { return Ok(None) };
             let batch = self.promise.keep(batch)?;
             let rows = batch.num_rows();
             self.pieces = Some(Pieces::new(batch, rows, None));

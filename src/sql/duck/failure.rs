@@ -12,6 +12,25 @@ fn class_of(why: &str) -> &str {
     why.split_once(" Error:").map_or("", |(class, _)| class)
 }
 
+/// How many bytes of comments, blanks and semicolons come before a statement. DuckDB counts places from where the text begins,
+/// but shows lines of what is behind these, so it gets that alone.
+pub fn leading(sql: &str) -> usize {
+    let mut rest = sql;
+    loop {
+        rest = rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == ';');
+        let behind = match (rest.strip_prefix("--"), rest.strip_prefix("/*")) {
+            (Some(line), _) => line.split_once('\n'),
+            // Where a comment that has another one inside ends is DuckDB's to say.
+            (_, Some(block)) => block.split_once("*/").filter(|(inside, _)| !inside.contains("/*")),
+            (None, None) => None,
+        };
+        match behind {
+            Some((_, behind)) => rest = behind,
+            None => return sql.len() - rest.len(),
+        }
+    }
+}
+
 /// The error with the place of what is wrong in `sql` in its first line: DuckDB shows a part of the line, and a caret below
 /// it.
 pub fn located(error: Error, sql: &str) -> Error {
@@ -25,18 +44,22 @@ pub fn located(error: Error, sql: &str) -> Error {
         let cut = part.strip_prefix("...");
         let text = cut.unwrap_or(part);
         let text = text.strip_suffix("...").unwrap_or(text);
-        // Comments and blanks before a statement do not count for DuckDB.
-        let mut lines = (1..).zip(sql.lines()).skip(counted.checked_sub(1)?);
-        let (number, whole) = lines.find(|(_, whole)| whole.contains(text))?;
-        let before = whole.get(..whole.find(text)?)?.chars().count();
+        let (before, statement) = sql.split_at_checked(leading(sql))?;
+        let whole = statement.lines().nth(counted.checked_sub(1)?)?;
+        let within = whole.get(..whole.find(text)?)?.chars().count();
         let skipped = if cut.is_some() { "...".len() } else { 0 };
-        let column = before + at.checked_sub(skipped)? + 1;
+        // Its first line begins behind what is before it there.
+        let last = before.rsplit('\n').next().filter(|_| counted == 1).unwrap_or_default();
+        let column = last.chars().count() + within + at.checked_sub(skipped)? + 1;
+        let number = before.matches('\n').count() + counted;
         let (first, _) = head.split_once('\n').unwrap_or((head, ""));
         let rest = head.get(first.len()..)?;
-        let place = format!("(line {number}, column {column})");
-        // The caret stays where it is below its line.
-        let label = format!("{number:>width$}", width = line.len());
-        let why = format!("{first} {place}{rest}\n\nLINE {label}: {shown}");
+        // The caret stays below what it means.
+        let label = number.to_string();
+        let shift = " ".repeat(label.len().checked_sub(line.len())?);
+        let why = format!(
+            "{first} (line {number}, column {column}){rest}\n\nLINE {label}: {part}\n{shift}{caret}"
+        );
         Some(Error::new(error.kind(), why))
     };
     place().unwrap_or(error)

@@ -8,7 +8,7 @@ use arrow::ffi::{FFI_ArrowArray, FFI_ArrowSchema, from_ffi};
 use duckdb::ffi;
 
 use super::Connection;
-use super::failure::failure;
+use super::failure::{failure, leading};
 use super::handles::{
     ArrowOptions, Chunk, Extracted, LogicalType, QueryResult, arrow_schema, c_text, checked, text,
 };
@@ -82,7 +82,7 @@ impl<'c> Prepared<'c> {
     /// # Errors
     /// It is none or several; or DuckDB's.
     pub(super) fn new(connection: &'c Connection, sql: &str) -> Result<Self> {
-        let sql = c_text(sql)?;
+        let sql = c_text(sql.get(leading(sql)..).unwrap_or(sql))?;
         let mut extracted = Extracted(ptr::null_mut());
         // SAFETY: the connection is open, the text a C string, and the place may be written.
         let count = unsafe {

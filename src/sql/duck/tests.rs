@@ -1,9 +1,10 @@
 //! What karrow relies on in DuckDB.
 
-use arrow::array::{AsArray, Int32Array};
-use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::array::{AsArray, Int32Array, RecordBatch};
+use arrow::datatypes::{DataType, Int32Type, Int64Type};
 
 use super::*;
+use crate::error::ErrorKind;
 
 fn connect() -> Connection {
     let database = Database::in_memory(&[("threads", "1")]).expect("a database");
@@ -58,12 +59,25 @@ fn errors_say_where() {
         ("select 1,\n  nosuch\nfrom range(1)", "(line 2, column 3)"),
         ("select 'ä', nosuch", "(line 1, column 13)"),
         ("-- first\n\nselect\n  nosuch", "(line 4, column 3)"),
+        ("-- nosuch\nselect 1,\nnosuch", "(line 3, column 1)"),
+        ("-- ;\n ; /* a\nb */ select nosuch", "(line 3, column 13)"),
+        ("/* ä */ selec 1", "(line 1, column 9)"),
+        ("-- c\n(select nosuch)", "(line 2, column 9)"),
         (&long, "(line 1, column 289)"),
     ] {
         let error = connection.prepare(sql).err().expect("refused");
         let first = error.message().lines().next().unwrap_or_default();
         assert!(first.contains(place), "{sql}: {error}");
     }
+    // The caret stays where it belongs when the number of the line gets longer.
+    let sql = format!("--{}\nselect 1, nosuch", "\n--".repeat(8));
+    let error = connection.prepare(&sql).err().expect("refused");
+    let shown: Vec<&str> = error.message().lines().rev().take(2).collect();
+    assert_eq!(shown, ["                   ^^^^^^", "LINE 10: select 1, nosuch"]);
+    // Comments in comments are DuckDB's.
+    let nested = connection.prepare("/* /* */ select 1 */ select 2 as two").map(|one| one.kind());
+    let plain = connection.prepare("/* x */ select 2 as two").map(|one| one.kind());
+    assert_eq!((nested.ok(), plain.ok()), (Some(Kind::Reads), Some(Kind::Reads)));
 }
 
 #[test]

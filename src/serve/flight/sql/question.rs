@@ -25,6 +25,8 @@ use crate::stream::fit::Fit;
 pub struct Question {
     /// The statement.
     pub sql: String,
+    /// The name of the query whose statement it is, if it is one.
+    pub name: Option<String>,
     /// Its parameters, as an IPC stream of one row whose columns have their names.
     pub row: Option<Bytes>,
     /// The columns.
@@ -36,8 +38,12 @@ impl Question {
     pub fn encode(&self) -> Bytes {
         let schema = STANDARD.encode(schema_message(&self.schema).data_header);
         let mut fields = json!({ "sql": self.sql, "schema": schema });
-        if let (Some(row), Value::Object(fields)) = (&self.row, &mut fields) {
-            fields.insert("parameters".to_owned(), STANDARD.encode(row).into());
+        if let Value::Object(fields) = &mut fields {
+            let name = self.name.clone().map(|name| ("query".to_owned(), name.into()));
+            let row = self.row.as_ref().map(|row| STANDARD.encode(row));
+            fields.extend(
+                name.into_iter().chain(row.map(|row| ("parameters".to_owned(), row.into()))),
+            );
         }
         fields.to_string().into()
     }
@@ -64,6 +70,7 @@ impl Question {
         let row = text("parameters").map(|row| binary("parameters", row)).transpose()?;
         Ok(Self {
             sql: text("sql").ok_or_else(|| missing("sql"))?.to_owned(),
+            name: text("query").map(str::to_owned),
             row: row.map(Bytes::from),
             schema,
         })
@@ -138,11 +145,12 @@ mod tests {
         let schema = Schema::new(vec![Field::new("a", DataType::Int64, true)]);
         let question = Question {
             sql: "select '\"é' as a".to_owned(),
+            name: Some("q".to_owned()),
             row: Some(Bytes::from_static(&[0, 255])),
             schema: Arc::new(schema),
         };
         assert_eq!(Question::parse(&question.encode()).expect("a ticket"), question);
-        let plain = Question { row: None, ..question };
+        let plain = Question { name: None, row: None, ..question };
         assert_eq!(Question::parse(&plain.encode()).expect("a ticket"), plain);
         for bad in ["", "{}", "[1]", r#"{"sql":"select 1"}"#, r#"{"sql":1,"schema":"AAAA"}"#] {
             assert!(Question::parse(bad.as_bytes()).is_err(), "{bad}");

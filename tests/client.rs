@@ -736,6 +736,32 @@ fn questions_are_answered_in_many_forms() {
     let stored = run(&karrow, &["sql", sql, "-o", file]);
     assert_eq!((stored.code, stored.err), (0, format!("karrow: 3 rows are in {file}\n")));
     assert_eq!(parquet_rows(&path).iter().map(RecordBatch::num_rows).sum::<usize>(), 3);
+    // A topic's columns are left out of tables while they are empty, and of nothing else.
+    let names = |output: &str| -> Vec<String> {
+        let ran = run(&karrow, &["sql", "--output", output, "select * from candy"]);
+        let line = ran.text().lines().next().unwrap();
+        line.split([' ', ',']).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    };
+    let shown = ["topic", "partition", "offset", "timestamp", "payload.id", "payload.name"];
+    assert_eq!(names("table"), shown);
+    let all = names("csv");
+    assert!(["key", "headers", "error.message"].iter().all(|name| all.iter().any(|of| of == name)));
+    let lines = run(&karrow, &["sql", "select 'a\nb' as t, 1 as n"]);
+    assert_eq!(lines.text(), "t  n\n──────\na  1\nb\n");
+    let plan = run(&karrow, &["sql", "explain select count(*) from candy"]);
+    assert!(plan.text().starts_with('╭') && plan.text().lines().count() > 3, "{}", plan.text());
+    let plan = run(&karrow, &["sql", "--output", "json", "explain select 1"]).json();
+    assert_eq!(plan[0]["explain_key"], json!("physical_plan"));
+    // Of what Parquet does not have, no file is begun.
+    for (sql, why) in [
+        ("select 1 as a, interval 1 day as i", "column 'i' is Interval("),
+        ("select {'a': [interval 1 day]} as s", "column 's.a' is List(Interval("),
+    ] {
+        let path = dir.path().join("interval.parquet");
+        let ran = run(&karrow, &["sql", sql, "-o", path.to_str().unwrap()]);
+        assert!(ran.error(64).contains(why) && ran.err.contains("Parquet cannot hold"));
+        assert!(!path.exists());
+    }
     // DuckDB shows the place.
     let wrong = run(&karrow, &["sql", "select nosuch from candy"]);
     assert_eq!((wrong.code, wrong.out.len()), (64, 0), "{}", wrong.err);

@@ -38,6 +38,34 @@ fn readyz_says_whether_kafka_answers() {
 }
 
 #[test]
+fn what_is_refused_is_said_in_json() {
+    let karrow = Karrow::at("127.0.0.1:1", &[], |_| {});
+    for (line, status, allow, why) in [
+        ("GET /nowhere", 404, None, "nothing is at /nowhere; there are /metrics, /livez,"),
+        ("GET /", 404, None, "nothing is at /; "),
+        ("DELETE /v1/sql", 405, Some("GET,HEAD,POST"), "/v1/sql does not take DELETE; "),
+        ("PUT /v1/queries/q", 405, Some("GET,HEAD,POST"), "/v1/queries/q does not take PUT; "),
+        ("POST /metrics", 405, Some("GET,HEAD"), "/metrics does not take POST; "),
+        ("GET /v1/queries/%ff", 400, None, "Invalid UTF-8 in `name`"),
+        ("GET /v1/streams/%ff", 400, None, "Invalid UTF-8 in `topic`"),
+        ("GET /v1/streams/nosuch", 404, None, "topic 'nosuch' is no stream"),
+    ] {
+        let mut stream = TcpStream::connect(karrow.http_addr()).expect("HTTP accepts");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        stream.write_all(format!("{line} HTTP/1.0\r\n\r\n").as_bytes()).expect("HTTP reads");
+        let mut page = String::new();
+        stream.read_to_string(&mut page).expect("HTTP answers");
+        let (head, body) = page.split_once("\r\n\r\n").expect("a head and a body");
+        let header = |name| head.lines().find_map(|line| line.strip_prefix(name));
+        assert!(head.starts_with(&format!("HTTP/1.0 {status} ")), "{line}: {page}");
+        assert_eq!(header("content-type: "), Some("application/json"), "{line}");
+        assert_eq!(header("allow: "), allow, "{line}");
+        let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert!(body["error"].as_str().is_some_and(|text| text.contains(why)), "{line}: {body}");
+    }
+}
+
+#[test]
 fn protected_mode_tells_remote_clients_only_whether_it_runs() {
     let karrow = Karrow::at("127.0.0.1:1", &["--host", "0.0.0.0"], |_| {});
     assert_eq!(karrow.get("/metrics").0, 200, "from the same host");
@@ -46,7 +74,7 @@ fn protected_mode_tells_remote_clients_only_whether_it_runs() {
     for path in ["/metrics", "/", "/livez/x"] {
         let (status, page) = Karrow::get_at(remote, path);
         assert_eq!(status, 403, "{path}: {page}");
-        assert!(page.contains("--no-protected-mode") && page.lines().count() == 1, "{page}");
+        assert!(page.starts_with("{\"error\":") && page.contains("--no-protected-mode"), "{page}");
     }
     assert_eq!(Karrow::get_at(remote, "/livez"), (200, "ok\n".to_owned()));
     assert_eq!(Karrow::get_at(remote, "/readyz"), (503, "not ready\n".to_owned()));

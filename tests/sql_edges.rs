@@ -113,6 +113,11 @@ fn redis_clients_ask() {
         (vec!["SQL.CALL", "below", "p"], "SQL parameter 'p' has no value"),
         (vec!["SQL.CALL", "below", "p", "1", "p", "2"], "SQL parameter 'p' is there twice"),
         (
+            vec!["SQL.CALL", "below", "format", "csv", "FORMAT", "csv"],
+            "SQL parameter 'FORMAT' is there twice",
+        ),
+        (vec!["SQL.CALL", "below", "format", "xml"], "SQL 'xml' is no format, try json, ndjson,"),
+        (
             vec!["SQL.CALL", "below", "p", "'; drop table candy; --", "id", "1"],
             "SQL Conversion Error",
         ),
@@ -144,6 +149,13 @@ fn http_clients_ask() {
     let csv = (200, "text/csv; charset=utf-8".to_owned(), "n\n30\n".to_owned());
     assert_eq!(ask(&karrow, &format!("{get}&format=csv"), ""), csv);
     assert_eq!(ask(&karrow, &format!("{get}\nAccept: application/xml, text/csv;q=0.9"), ""), csv);
+    assert_eq!(ask(&karrow, &format!("{get}\nAccept: text/*"), ""), csv);
+    assert_eq!(ask(&karrow, &format!("{get}&format=csv\nAccept: application/xml"), ""), csv);
+    for head in [get, "GET /v1/queries/one?id=2", "POST /v1/sql", "POST /v1/queries/one"] {
+        let refused = ask(&karrow, &format!("{head}\nAccept: application/xml"), "");
+        assert_eq!((refused.0, refused.1.as_str()), (406, "application/json"), "{head}");
+        assert!(refused.2.contains("text/csv (csv)"), "{head}: {}", refused.2);
+    }
     let lines = ask(&karrow, &format!("{get}\nAccept: application/x-ndjson"), "");
     assert_eq!((lines.1.as_str(), lines.2.as_str()), ("application/x-ndjson", "{\"n\":30}\n"));
     assert_eq!(
@@ -162,6 +174,14 @@ fn http_clients_ask() {
     assert_eq!(ask(&karrow, post, named).2, "n\n8\n");
     assert_eq!(ask(&karrow, "GET /v1/queries/one?id=2", "").2, "[{\"name\":\"n11\"}]\n");
     assert_eq!(ask(&karrow, "GET /v1/queries/one?id=2&format=csv", "").2, "name\nn11\n");
+    let call = "POST /v1/queries/one";
+    for (head, body) in [
+        (call, r#"{"params":{"id":2},"format":"csv"}"#),
+        ("POST /v1/queries/one?format=csv", r#"{"params":{"id":"2"}}"#),
+        ("POST /v1/queries/one?id=2\nAccept: text/csv", ""),
+    ] {
+        assert_eq!(ask(&karrow, head, body).2, "name\nn11\n", "{head} {body}");
+    }
     let all: Value = serde_json::from_str(&ask(&karrow, "GET /v1/queries", "").2).expect("JSON");
     assert_eq!(all[0]["name"], "one");
     for (head, body, status, why) in [
@@ -184,13 +204,60 @@ fn http_clients_ask() {
         (post, r#"{"query":"select ?","params":[[1]]}"#, 400, "is no single value"),
         ("GET /v1/queries/two", "", 404, "no query is called 'two'; there are one"),
         ("GET /v1/queries/one?id=1&id=2", "", 400, "parameter 'id' is there twice"),
-        ("DELETE /v1/sql", "", 405, ""),
+        ("GET /v1/sql?q=select+1&format=csv&format=csv", "", 400, "'format' is there twice"),
+        ("POST /v1/queries/two", "", 404, "no query is called 'two'"),
+        (call, "id=2", 400, "the body is no JSON object"),
+        (call, r#"{"query":"select 1"}"#, 400, "unknown field 'query'"),
+        (call, r#"{"params":[2]}"#, 400, "the query has no parameter '1'"),
+        (call, "", 400, "parameter 'id' is missing"),
+        (
+            "POST /v1/queries/one?id=2",
+            r#"{"params":{"id":2}}"#,
+            400,
+            "params: the URL has parameters already",
+        ),
     ] {
         let (found, _, body) = ask(&karrow, head, body);
         assert!(found == status && body.contains(why), "{head}: {found} {body}");
     }
     let large = "x".repeat((1 << 20) + 1);
     assert_eq!(ask(&karrow, "POST /v1/sql", &large).0, 400);
+}
+
+/// What has a zone says so, in whatever form it comes.
+#[test]
+fn times_are_told_without_doubt() {
+    let karrow = Karrow::at("127.0.0.1:1", &[], |_| {});
+    let sql = "select timestamptz '2024-02-29 12:00:00.123+02' as tz, timestamp '2024-02-29 12:00:00' as ts, \
+               date '2024-02-29' as d, time '12:00:00.5' as t, interval '1 month -2 days 3 hours 1 second' as i, \
+               timestamptz '2024-01-01 00:00:00Z' at time zone 'Europe/Berlin' as local";
+    let values = [
+        "2024-02-29T10:00:00.123Z",
+        "2024-02-29T12:00:00",
+        "2024-02-29",
+        "12:00:00.500",
+        "1 mons -2 days 3 hours 1.000000000 secs",
+        "2024-01-01T01:00:00",
+    ];
+    let names = ["tz", "ts", "d", "t", "i", "local"];
+    let object: serde_json::Map<String, Value> =
+        names.iter().zip(values).map(|(name, value)| ((*name).to_owned(), value.into())).collect();
+    let csv = format!("{}\n{}\n", names.join(","), values.join(","));
+    let mut client = karrow.connect();
+    let over_redis = client.call(&["SQL", sql]).text().to_owned();
+    for json in [over_redis, ask(&karrow, "POST /v1/sql", sql).2] {
+        assert_eq!(serde_json::from_str::<Value>(&json).expect("JSON"), json!([object]));
+    }
+    assert_eq!(client.call(&["SQL", sql, "csv"]).text(), csv);
+    assert_eq!(ask(&karrow, "POST /v1/sql?format=csv", sql).2, csv);
+    // DuckDB reads an interval as it is shown.
+    let again = format!(
+        "select '{}'::interval = interval '1 month -2 days 3 hours 1 second' as same",
+        values[4]
+    );
+    assert_eq!(ask(&karrow, "POST /v1/sql", &again).2, "[{\"same\":true}]\n");
+    let refused = ask(&karrow, "POST /v1/sql", "set timezone = 'Europe/Berlin'");
+    assert!(refused.0 == 400 && refused.2.contains("only statements that read"), "{refused:?}");
 }
 
 #[test]

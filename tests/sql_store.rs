@@ -1,6 +1,7 @@
 //! Topics as tables of DuckDB's file: each record once, whatever its columns become.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,31 @@ fn await_rows(karrow: &Karrow, sql: &str, expected: &[Value]) {
 
 fn end(mut karrow: Karrow) {
     karrow.stop().join().expect("it stops");
+}
+
+/// A stream that is added begins with what comes next, and so does its table, which keeps that beginning.
+#[test]
+fn a_table_keeps_its_beginning() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    kafka.put("t", 0, r#"{"n":0}"#);
+    let flags = ["--persist", "--db-path", file.to_str().expect("UTF-8")];
+    let karrow = Karrow::with(&kafka, &flags, |_| {});
+    let server = format!("http://{}", karrow.flight_addr());
+    let action = ["client", "--server", &server, "actions", "add-stream", "t"];
+    let added = Command::new(env!("CARGO_BIN_EXE_karrow")).args(action).status();
+    assert!(added.expect("it runs").success());
+    let count = |of: &str| format!("select count(*)::int as n from {of}");
+    await_rows(&karrow, &count("stored.t"), &[json!({"n": 0})]);
+    kafka.put("t", 0, r#"{"n":1}"#);
+    await_rows(&karrow, "select payload.n from stored.t", &[json!({"n": 1})]);
+    end(karrow);
+    let karrow = storing(&kafka, &file, "t", |_| {});
+    await_rows(&karrow, &count("live.t"), &[json!({"n": 2})]);
+    for table in ["t", "stored.t"] {
+        assert_eq!(rows(&karrow, &format!("select payload.n from {table}")), [json!({"n": 1})]);
+    }
 }
 
 #[test]

@@ -229,6 +229,11 @@ def bad_requests(context):
         ("unknown", sql.post({"query": "select $a", "params": {"a": 1, "b": 2}}), 400, ["no parameter 'b'"]),
         ("too large", sql.post("select '" + "x" * (1 << 20) + "'"), 400, ["1048576 bytes"]),
         ("unknown query", sql.get("/v1/queries/nosuch"), 404, ["'nosuch'"]),
+        ("unknown query, posted", sql.post({"params": {}}, path="/v1/queries/nosuch"), 404, ["'nosuch'"]),
+        ("no path", sql.get("/v1/nosuch"), 404, ["/v1/nosuch", "/v1/sql"]),
+        ("no method", sql.post({}, path="/v1/streams"), 405, ["/v1/streams", "POST"]),
+        ("nothing accepted", sql.get("/v1/sql", q="select 1", accept="text/html, application/xml;q=0.9"), 406,
+         [kind.split(";")[0] for kind in MEDIA_TYPES.values()]),
     ]:
         check_equal(answer.status, status, f"status of {what}: {answer.body[:300]!r}")
         text = answer.error()

@@ -8,6 +8,7 @@ use super::connection::Server;
 use super::progress::Progress;
 use super::read::{Event, Read, plan, schema_of};
 use super::sink::{Shown, Sink, check};
+use super::table::RowsOf;
 use super::{Failure, note, until};
 use crate::config::flags::client::{GetFlags, LayoutFlag, PlaceFlag, RowsOutput};
 use crate::decode::envelope::{ENVELOPE, Layout};
@@ -30,7 +31,8 @@ pub async fn run(server: Server, flags: GetFlags, stop: CancellationToken) -> Re
     }
     let mut read = planned?;
     let mut progress = Progress::new(read.first_ticket(), flags.output.file.is_some());
-    let shown = Shown { is_picked: !flags.columns.is_empty(), hint: "--columns picks others" };
+    let of = if flags.columns.is_empty() { RowsOf::Topic } else { RowsOf::Columns };
+    let shown = Shown { of, hint: "--columns picks others" };
     let mut sink = Sink::open(&flags.output, shown, read.schema())?;
     if let Some(text) = read.first_ticket().and_then(|ticket| remark(&flags, ticket)) {
         note(&text);
@@ -42,7 +44,11 @@ pub async fn run(server: Server, flags: GetFlags, stop: CancellationToken) -> Re
     finished?;
     let topic = &request.topic;
     if let Some(path) = &flags.output.file {
-        note(&format!("{} rows of {topic} are in {}", progress.rows(), path.display()));
+        let (rows, path) = (progress.rows(), path.display());
+        match rows {
+            1 => note(&format!("1 row of {topic} is in {path}")),
+            _ => note(&format!("{rows} rows of {topic} are in {path}")),
+        }
     }
     match ended {
         Ended::Interrupted if !flags.follow => {

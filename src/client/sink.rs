@@ -1,18 +1,21 @@
 //! [`Sink`]: what rows are written as.
 
+use std::collections::HashSet;
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::array::{RecordBatch, new_null_array};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow_ipc::writer::{FileWriter, StreamWriter};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
 use super::output::{Broken, Output, terminal_width};
-use super::table::Table;
+use super::table::{RowsOf, Table, is_plan, plans};
 use super::{Failure, note};
 use crate::config::flags::client::{OutputFlags, RowsOutput};
+use crate::encode::flatten::leaves;
 use crate::encode::{csv, json};
 use crate::error::Error;
 
@@ -29,14 +32,16 @@ pub struct Sink {
 /// What a table shows of its columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown {
-    /// The user has named them, so all are shown.
-    pub is_picked: bool,
+    /// What the rows are of.
+    pub of: RowsOf,
     /// How to get those for which there is no room.
     pub hint: &'static str,
 }
 
 enum Form {
     Table(Table, &'static str, Output),
+    /// A table of plans: each is a drawing of its own, for a terminal of this width.
+    Plans(Option<usize>, Output),
     Json(Output),
     Csv(Output),
     Arrow(Box<StreamWriter<Output>>),
@@ -48,19 +53,23 @@ impl Sink {
     /// For rows of `schema`.
     ///
     /// # Errors
-    /// The file cannot be made, or the format has no such columns.
+    /// The file cannot be made, or the format has no such columns; then no file is made.
     pub fn open(flags: &OutputFlags, shown: Shown, schema: &SchemaRef) -> Result<Self, Failure> {
+        if flags.format() == RowsOutput::Parquet {
+            check_parquet(flags, schema)?;
+        }
         let output = match &flags.file {
             Some(path) => Output::create(path)?,
             None => Output::stdout(),
         };
         let broken = output.broken();
         let schema = schema.clone();
+        let width = if flags.file.is_none() { terminal_width() } else { None };
         let form = match flags.format() {
-            RowsOutput::Table => {
-                let width = if flags.file.is_none() { terminal_width() } else { None };
-                Form::Table(Table::new(width, shown.is_picked), shown.hint, output)
+            RowsOutput::Table if shown.of == RowsOf::Statement && is_plan(&schema) => {
+                Form::Plans(width, output)
             }
+            RowsOutput::Table => Form::Table(Table::new(width, shown.of), shown.hint, output),
             RowsOutput::Json => Form::Json(output),
             RowsOutput::Csv => {
                 let mut sink = Self { form: Form::Csv(output), broken, schema };
@@ -115,6 +124,13 @@ impl Sink {
                     note(&format!("no room for {}; {hint}", names.join(", ")));
                 }
             }
+            Form::Plans(width, _) => {
+                let (text, is_cut) = plans(batch, *width);
+                self.write_text(text.as_bytes())?;
+                if is_cut {
+                    note("the plan is wider than the terminal; `| less -S` shows all of it");
+                }
+            }
             Form::Json(_) => {
                 let mut text = Vec::new();
                 json::write_lines(batch, &mut text).map_err(cannot)?;
@@ -155,9 +171,10 @@ impl Sink {
                 let printed = table.print(&empty).map_err(cannot)?;
                 self.write_text(printed.text.as_bytes())
             }
-            Form::Table(_, _, output) | Form::Json(output) | Form::Csv(output) => {
-                output.flush().map_err(|error| broken.failure(&error))
-            }
+            Form::Table(_, _, output)
+            | Form::Plans(_, output)
+            | Form::Json(output)
+            | Form::Csv(output) => output.flush().map_err(|error| broken.failure(&error)),
             Form::Arrow(writer) => writer
                 .finish()
                 .and_then(|()| writer.flush())
@@ -173,7 +190,10 @@ impl Sink {
     }
 
     fn write_text(&mut self, text: &[u8]) -> Result<(), Failure> {
-        let (Form::Table(_, _, output) | Form::Json(output) | Form::Csv(output)) = &mut self.form
+        let (Form::Table(_, _, output)
+        | Form::Plans(_, output)
+        | Form::Json(output)
+        | Form::Csv(output)) = &mut self.form
         else {
             return Ok(());
         };
@@ -200,6 +220,35 @@ pub fn check(flags: &OutputFlags) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses columns of types that Parquet does not have. Its writer finds them out when it writes them.
+fn check_parquet(flags: &OutputFlags, schema: &SchemaRef) -> Result<(), Failure> {
+    let mut held = HashSet::new();
+    for leaf in leaves(&RecordBatch::new_empty(schema.clone())) {
+        let data_type = leaf.array.data_type();
+        if held.insert(data_type.clone()) && !parquet_has(data_type) {
+            let name = flags.file.as_deref().map(|file| format!("{}: ", file.display()));
+            return Err(Failure::usage(format!(
+                "{}column '{}' is {data_type}, which Parquet cannot hold: leave it out, cast it to another type, or take \
+                 another --output",
+                name.unwrap_or_default(),
+                leaf.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn parquet_has(data_type: &DataType) -> bool {
+    let written = || -> parquet::errors::Result<()> {
+        let schema = Arc::new(Schema::new(vec![Field::new("value", data_type.clone(), true)]));
+        let row = RecordBatch::try_new(schema.clone(), vec![new_null_array(data_type, 1)])?;
+        let mut writer = ArrowWriter::try_new(std::io::sink(), schema, None)?;
+        writer.write(&row)?;
+        writer.close().map(|_| ())
+    };
+    written().is_ok()
 }
 
 fn cannot(error: Error) -> Failure {

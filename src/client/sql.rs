@@ -14,6 +14,7 @@ use tonic::{Code, Status};
 use super::connection::{Server, is_lost};
 use super::read::schema_of;
 use super::sink::{Shown, Sink, check};
+use super::table::RowsOf;
 use super::{Failure, note, until};
 use crate::config::flags::client::SqlFlags;
 
@@ -30,7 +31,8 @@ pub async fn run(server: Server, flags: SqlFlags, stop: CancellationToken) -> Re
         info.map_err(|status| failure(&server, &status))
     };
     let info: FlightInfo = until(&stop, asked).await?.into_inner();
-    let shown = Shown { is_picked: true, hint: "a statement with fewer columns has them" };
+    let hint = "a statement with fewer columns has them";
+    let shown = Shown { of: RowsOf::Statement, hint };
     let mut sink = Sink::open(&flags.output, shown, &schema_of(&server, &info)?)?;
     let mut count = 0;
     let copied = until(&stop, async {
@@ -54,7 +56,8 @@ pub async fn run(server: Server, flags: SqlFlags, stop: CancellationToken) -> Re
     copied?;
     finished?;
     if let Some(path) = &flags.output.file {
-        note(&format!("{count} rows are in {}", path.display()));
+        let rows = if count == 1 { "row is" } else { "rows are" };
+        note(&format!("{count} {rows} in {}", path.display()));
     }
     Ok(())
 }

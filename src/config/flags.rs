@@ -134,7 +134,7 @@ pub struct Settings {
     #[arg(short, long, value_name = "PORT", env = "KARROW_PORT")]
     pub port: Option<u16>,
 
-    /// Port for /metrics, /livez and /readyz; `off` for none [default: 8080]
+    /// Port for /metrics, /livez, /readyz, /v1/streams, /v1/sql and /v1/queries; `off` for none [default: 8080]
     #[arg(long, value_name = "PORT", env = "KARROW_HTTP_PORT")]
     pub http_port: Option<OptionalPort>,
 

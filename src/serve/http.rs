@@ -1,5 +1,7 @@
 //! The HTTP edge: `/metrics`, `/livez`, `/readyz`, `/v1/streams`, `/v1/sql`, `/v1/queries`.
 
+mod accept;
+mod problem;
 mod sql;
 mod streams;
 
@@ -32,13 +34,14 @@ use crate::sql::queries::Queries;
 use crate::sql::sink::Sinks;
 use crate::stream::registry::Registry;
 use crate::stream::streams::Streams;
+use problem::{Problem, no_such_method, no_such_path};
 
 /// Whoever asks whether we are ready gives up after a second, most often.
 const READY_TIMEOUT: Duration = Duration::from_millis(800);
 
 const PROTECTED: &str = "karrow runs in protected mode: it listens beyond loopback and knows no users, so remote clients \
      see only /livez and /readyz. Ask from the same host or, if the network is trusted, start it with \
-     --no-protected-mode.\n";
+     --no-protected-mode.";
 
 /// What the routes look at.
 pub struct HttpState {
@@ -149,7 +152,9 @@ fn all_routes(state: Arc<HttpState>) -> Router {
         .route("/v1/streams/{topic}", get(streams::one))
         .route("/v1/sql", get(sql::get).post(sql::post))
         .route("/v1/queries", get(sql::all))
-        .route("/v1/queries/{name}", get(sql::call))
+        .route("/v1/queries/{name}", get(sql::call).post(sql::call_with_body))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
         .with_state(state)
 }
 
@@ -162,7 +167,8 @@ fn remote_routes(state: Arc<HttpState>) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readiness))
-        .fallback(|| async { (StatusCode::FORBIDDEN, PROTECTED) })
+        .fallback(|| async { Problem::new(StatusCode::FORBIDDEN, PROTECTED) })
+        .method_not_allowed_fallback(no_such_method)
         .with_state(state)
 }
 
@@ -171,7 +177,7 @@ async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
     match state.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
             .into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+        Err(error) => Problem::from(error).into_response(),
     }
 }
 

@@ -4,49 +4,53 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, to_bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
 use serde_json::{Map, Value, json};
 
 use super::HttpState;
+use super::accept::{accepted, content_type};
+use super::problem::Problem;
 use crate::encode::writer::{RowsFormat, RowsWriter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sql::duck::Parameter;
 use crate::sql::engine::{Answer, Parameters};
 use crate::sql::queries::Values;
 
-/// Largest question.
-const QUESTION_BYTES_MAX: usize = 1 << 20;
+/// Largest body of a request.
+const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// Batches of an answer that are made before its first byte is sent.
 const BATCHES_AHEAD: usize = 2;
 
-/// How long a client may take to send it.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The parameter of a URL that says the format.
+/// The parameter of a URL, and the field of a body, that says the format.
 const FORMAT: &str = "format";
 
 type Pairs = Query<Vec<(String, String)>>;
+
+/// The name of a query in a path.
+type Named = std::result::Result<Path<String>, PathRejection>;
+
+type Answered = std::result::Result<Response, Problem>;
 
 /// `GET /v1/sql?q=…`.
 pub(super) async fn get(
     State(state): State<Arc<HttpState>>,
     headers: HeaderMap,
-    Query(pairs): Pairs,
-) -> Response {
-    let question = || {
-        let (format, mut values) = asked(&headers, pairs)?;
-        let sql = match values.remove("q") {
-            Some(Parameter::Text(sql)) => sql,
-            _ => return Err(Error::invalid("q is missing, as in /v1/sql?q=select+1")),
-        };
-        Ok(Question { sql, parameters: named(values), format })
+    Query(mut pairs): Pairs,
+) -> Answered {
+    let Some(at) = pairs.iter().position(|(name, _)| name == "q") else {
+        return Err(Error::invalid("q is missing, as in /v1/sql?q=select+1").into());
     };
-    answered(state, question()).await
+    let (_, sql) = pairs.remove(at);
+    run(&state, sql, Asked::of_url(pairs)?, &headers).await
 }
 
 /// `POST /v1/sql`, with SQL or a JSON object as the body.
@@ -54,18 +58,17 @@ pub(super) async fn post(
     State(state): State<Arc<HttpState>>,
     Query(pairs): Pairs,
     request: Request,
-) -> Response {
-    let headers = request.headers().clone();
-    let body = to_bytes(request.into_body(), QUESTION_BYTES_MAX);
-    let question = match tokio::time::timeout(QUESTION_TIMEOUT, body).await {
-        Ok(Ok(body)) => posted(&headers, pairs, &body),
-        Ok(Err(_)) => {
-            let why = format!("the body has more than {QUESTION_BYTES_MAX} bytes, or was cut off");
-            Err(Error::invalid(why))
-        }
-        Err(_) => Err(Error::new(ErrorKind::Timeout, "the body did not come in time")),
+) -> Answered {
+    let (headers, body) = body_of(request).await?;
+    let asked = Asked::of_url(pairs)?;
+    if !is_json(&headers) {
+        return run(&state, body, asked, &headers).await;
+    }
+    let mut object = object_of(&body)?;
+    let Some(Value::String(sql)) = object.remove("query") else {
+        return Err(Error::invalid("the body has no text 'query'").into());
     };
-    answered(state, question).await
+    run(&state, sql, asked.and(object)?, &headers).await
 }
 
 /// `GET /v1/queries`: their names and statements.
@@ -77,105 +80,122 @@ pub(super) async fn all(State(state): State<Arc<HttpState>>) -> Response {
 /// `GET /v1/queries/<name>?p=…`.
 pub(super) async fn call(
     State(state): State<Arc<HttpState>>,
-    Path(name): Path<String>,
+    name: Named,
     headers: HeaderMap,
     Query(pairs): Pairs,
-) -> Response {
-    let asking = async {
-        let (format, values) = asked(&headers, pairs)?;
-        let held = state.queries.ask(&name, &values).await?;
-        let body = held.encoded(format, state.queries.result_bytes_max())?;
-        Ok(([(header::CONTENT_TYPE, media_type(format))], body).into_response())
-    };
-    asking.await.unwrap_or_else(|error| problem(&error))
+) -> Answered {
+    let Path(name) = name?;
+    ask(&state, &name, Asked::of_url(pairs)?, &headers).await
 }
 
-struct Question {
-    sql: String,
+/// `POST /v1/queries/<name>`, with a JSON object as the body, or without one.
+pub(super) async fn call_with_body(
+    State(state): State<Arc<HttpState>>,
+    name: Named,
+    Query(pairs): Pairs,
+    request: Request,
+) -> Answered {
+    let Path(name) = name?;
+    let (headers, body) = body_of(request).await?;
+    let mut asked = Asked::of_url(pairs)?;
+    // Nothing else can be meant, whatever type the client says: curl says that it is a form.
+    if !body.trim().is_empty() {
+        asked = asked.and(object_of(&body)?)?;
+    }
+    ask(&state, &name, asked, &headers).await
+}
+
+/// What a client says beside the statement.
+struct Asked {
     parameters: Parameters,
-    format: RowsFormat,
+    /// `None`, if `Accept` decides.
+    format: Option<RowsFormat>,
 }
 
-/// The format, and the other parameters of a URL.
-fn asked(headers: &HeaderMap, pairs: Vec<(String, String)>) -> Result<(RowsFormat, Values)> {
-    let (mut format, mut values) = (None, Values::new());
-    for (name, value) in pairs {
-        if name == FORMAT {
-            format = Some(value.parse()?);
-        } else if values.insert(name.clone(), Parameter::Text(value)).is_some() {
-            return Err(Error::invalid(format!("parameter '{name}' is there twice")));
+impl Asked {
+    /// What a URL says.
+    fn of_url(pairs: Vec<(String, String)>) -> Result<Self> {
+        let (mut format, mut values) = (None, Values::new());
+        for (name, value) in pairs {
+            let is_twice = match name.as_str() {
+                FORMAT => format.replace(value.parse()?).is_some(),
+                _ => values.insert(name.clone(), Parameter::Text(value)).is_some(),
+            };
+            if is_twice {
+                return Err(Error::invalid(format!("parameter '{name}' is there twice")));
+            }
+        }
+        let parameters = match values.is_empty() {
+            true => Parameters::None,
+            false => Parameters::Named(values),
+        };
+        Ok(Self { parameters, format })
+    }
+
+    /// With what is in a body, too: `params` and `format`.
+    fn and(mut self, mut object: Map<String, Value>) -> Result<Self> {
+        self.format = match object.remove(FORMAT) {
+            None => self.format,
+            Some(Value::String(name)) => Some(name.parse()?),
+            Some(other) => return Err(Error::invalid(format!("format: {other} is no text"))),
+        };
+        if let Some(values) = object.remove("params") {
+            if !matches!(self.parameters, Parameters::None) {
+                return Err(Error::invalid("params: the URL has parameters already"));
+            }
+            self.parameters = parameters_of(values)?;
+        }
+        match object.keys().next() {
+            Some(name) => Err(Error::invalid(format!("the body has an unknown field '{name}'"))),
+            None => Ok(self),
         }
     }
-    Ok((format.unwrap_or_else(|| accepted(headers)), values))
-}
 
-/// The format that the client accepts; JSON, if it does not say.
-fn accepted(headers: &HeaderMap) -> RowsFormat {
-    let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
-    let types = accepts.unwrap_or_default().split(',');
-    let mut types = types.map(|of| of.split(';').next().unwrap_or_default().trim());
-    let format = |of: &str| {
-        RowsFormat::ALL.into_iter().find(|format| {
-            media_type(*format)
-                .split(';')
-                .next()
-                .is_some_and(|known| known.eq_ignore_ascii_case(of))
-        })
-    };
-    types.find_map(format).unwrap_or(RowsFormat::Json)
-}
-
-fn media_type(format: RowsFormat) -> &'static str {
-    match format {
-        RowsFormat::Json => "application/json",
-        RowsFormat::NdJson => "application/x-ndjson",
-        RowsFormat::Csv => "text/csv; charset=utf-8",
-        RowsFormat::Arrow => "application/vnd.apache.arrow.stream",
+    fn format(&self, headers: &HeaderMap) -> std::result::Result<RowsFormat, Problem> {
+        self.format.map_or_else(|| accepted(headers), Ok)
     }
 }
 
-fn named(values: Values) -> Parameters {
-    if values.is_empty() { Parameters::None } else { Parameters::Named(values) }
+/// The headers of a request, and its body.
+async fn body_of(request: Request) -> Result<(HeaderMap, String)> {
+    let (head, body) = request.into_parts();
+    let body = match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, BODY_BYTES_MAX)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(_)) => {
+            let why = format!("the body has more than {BODY_BYTES_MAX} bytes, or was cut off");
+            return Err(Error::invalid(why));
+        }
+        Err(_) => return Err(Error::new(ErrorKind::Timeout, "the body did not come in time")),
+    };
+    let text = String::from_utf8(body.into());
+    Ok((head.headers, text.map_err(|_| Error::invalid("the body is no UTF-8"))?))
 }
 
-/// A body that is a JSON object says `query`, and maybe `params` and `format`; any other one is SQL.
-fn posted(headers: &HeaderMap, pairs: Vec<(String, String)>, body: &Bytes) -> Result<Question> {
-    let (format, values) = asked(headers, pairs)?;
-    let text = std::str::from_utf8(body).map_err(|_| Error::invalid("the body is no UTF-8"))?;
+fn is_json(headers: &HeaderMap) -> bool {
     let content = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let is_json = content.is_some_and(|content| content.starts_with("application/json"));
-    if !is_json {
-        return Ok(Question { sql: text.to_owned(), parameters: named(values), format });
-    }
-    let mut object: Map<String, Value> = serde_json::from_str(text)
-        .map_err(|error| Error::invalid(format!("the body is no JSON object: {error}")))?;
-    let Some(Value::String(sql)) = object.remove("query") else {
-        return Err(Error::invalid("the body has no text 'query'"));
-    };
-    let format = match object.remove(FORMAT) {
-        None => format,
-        Some(Value::String(name)) => name.parse()?,
-        Some(other) => return Err(Error::invalid(format!("format: {other} is no text"))),
-    };
-    let parameters = match object.remove("params") {
-        None => named(values),
-        Some(Value::Array(values)) => {
+    let media_type = content.and_then(|content| content.split(';').next());
+    media_type.is_some_and(|of| of.trim().eq_ignore_ascii_case("application/json"))
+}
+
+fn object_of(body: &str) -> Result<Map<String, Value>> {
+    let object = serde_json::from_str(body);
+    object.map_err(|error| Error::invalid(format!("the body is no JSON object: {error}")))
+}
+
+fn parameters_of(values: Value) -> Result<Parameters> {
+    Ok(match values {
+        Value::Array(values) => {
             Parameters::Positional(values.into_iter().map(parameter).collect::<Result<_>>()?)
         }
-        Some(Value::Object(values)) => {
+        Value::Object(values) => {
             let value = |(name, value)| Ok((name, parameter(value)?));
-            named(values.into_iter().map(value).collect::<Result<_>>()?)
+            Parameters::Named(values.into_iter().map(value).collect::<Result<_>>()?)
         }
-        Some(other) => {
-            return Err(Error::invalid(format!(
-                "params: {other} is neither an array nor an object"
-            )));
+        other => {
+            let why = format!("params: {other} is neither an array nor an object");
+            return Err(Error::invalid(why));
         }
-    };
-    match object.keys().next() {
-        Some(name) => Err(Error::invalid(format!("the body has an unknown field '{name}'"))),
-        None => Ok(Question { sql, parameters, format }),
-    }
+    })
 }
 
 fn parameter(value: Value) -> Result<Parameter> {
@@ -194,28 +214,39 @@ fn parameter(value: Value) -> Result<Parameter> {
     })
 }
 
-async fn answered(state: Arc<HttpState>, question: Result<Question>) -> Response {
-    let answering = async {
-        let Question { sql, parameters, format } = question?;
-        let mut answer = state.queries.engine().query(sql, parameters).await?;
-        let (mut writer, mut head) = RowsWriter::begin(format, &answer.schema)?;
-        // A small answer is whole before it begins, so an error in it is an error, and not the end of a good beginning.
-        let content = [(header::CONTENT_TYPE, media_type(format))];
-        for _ in 0..BATCHES_AHEAD {
-            match answer.next().await.transpose()? {
-                Some(rows) => head.extend(writer.write(&rows)?),
-                None => {
-                    head.extend(writer.end()?);
-                    return Ok((content, Body::from(head)));
-                }
+/// Answers a query with a name, as all who ask the same are answered.
+async fn ask(state: &HttpState, name: &str, asked: Asked, headers: &HeaderMap) -> Answered {
+    let format = asked.format(headers)?;
+    let values = match asked.parameters {
+        Parameters::None => Values::new(),
+        Parameters::Named(values) => values,
+        // DuckDB calls those of `?` by their numbers.
+        Parameters::Positional(values) => {
+            (1..).map(|at: usize| at.to_string()).zip(values).collect()
+        }
+    };
+    let held = state.queries.ask(name, &values).await?;
+    let body = held.encoded(format, state.queries.result_bytes_max())?;
+    Ok(([(header::CONTENT_TYPE, content_type(format))], body).into_response())
+}
+
+/// Answers a statement.
+async fn run(state: &HttpState, sql: String, asked: Asked, headers: &HeaderMap) -> Answered {
+    let format = asked.format(headers)?;
+    let mut answer = state.queries.engine().query(sql, asked.parameters).await?;
+    let (mut writer, mut head) = RowsWriter::begin(format, &answer.schema)?;
+    // A small answer is whole before it begins, so an error in it is an error, and not the end of a good beginning.
+    let content = [(header::CONTENT_TYPE, content_type(format))];
+    for _ in 0..BATCHES_AHEAD {
+        match answer.next().await.transpose()? {
+            Some(rows) => head.extend(writer.write(&rows)?),
+            None => {
+                head.extend(writer.end()?);
+                return Ok((content, head).into_response());
             }
         }
-        Ok((content, streamed(answer, writer, head)))
-    };
-    match answering.await {
-        Ok((head, body)) => (head, body).into_response(),
-        Err(error) => problem(&error),
     }
+    Ok((content, streamed(answer, writer, head)).into_response())
 }
 
 /// The other rows as they come. An error among them cuts the body off, which clients find out: its last chunk is missing.
@@ -236,19 +267,4 @@ fn streamed(answer: Answer, writer: RowsWriter, head: Vec<u8>) -> Body {
         }
     });
     Body::from_stream(pieces)
-}
-
-/// An error, as JSON.
-pub(super) fn problem(error: &Error) -> Response {
-    let status = match error.kind() {
-        ErrorKind::Invalid => StatusCode::BAD_REQUEST,
-        ErrorKind::NotFound | ErrorKind::OutOfRange => StatusCode::NOT_FOUND,
-        ErrorKind::Unauthorized => StatusCode::FORBIDDEN,
-        ErrorKind::Conflict => StatusCode::CONFLICT,
-        ErrorKind::Timeout => StatusCode::REQUEST_TIMEOUT,
-        ErrorKind::Exhausted => StatusCode::UNPROCESSABLE_ENTITY,
-        ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    (status, Json(json!({"error": error.message()}))).into_response()
 }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::HttpState;
+use super::problem::Problem;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::stream::streams::Streams;
@@ -22,15 +24,13 @@ pub(super) async fn all(State(state): State<Arc<HttpState>>) -> Response {
 
 pub(super) async fn one(
     State(state): State<Arc<HttpState>>,
-    Path(topic): Path<String>,
-) -> Response {
-    match state.streams.get(&topic) {
-        Some(stream) => Json(shown(&stream)).into_response(),
-        None => {
-            let why = format!("topic '{topic}' is no stream");
-            (StatusCode::NOT_FOUND, Json(json!({"error": why}))).into_response()
-        }
-    }
+    topic: Result<Path<String>, PathRejection>,
+) -> Result<Response, Problem> {
+    let Path(topic) = topic?;
+    let stream = state.streams.get(&topic).ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, format!("topic '{topic}' is no stream"))
+    })?;
+    Ok(Json(shown(&stream)).into_response())
 }
 
 fn shown(stream: &TopicStream) -> Value {

@@ -371,9 +371,9 @@ commands! {
     "llen" 2 "list" introspect::llen, "topics:<topic>",
         "Count the messages of a topic, from its beginning to its stable end; compacted ones count",
         "an integer";
-    "sql" -2 "search" sql::sql, "<query> [arrow|json|csv|ndjson]",
+    "sql" -2 "search" sql::sql, "<query> [[FORMAT] json|ndjson|csv|arrow]",
         "Answer an SQL statement that reads, over topics as tables", "the rows as one bulk string, a JSON array of objects unless told";
-    "sql.call" -2 "search" sql::call, "<query name> [<parameter> <value> ...] [FORMAT arrow|json|csv|ndjson]",
+    "sql.call" -2 "search" sql::call, "<query name> [<parameter> <value> ...] [FORMAT json|ndjson|csv|arrow]",
         "Answer a query of the configuration; who asks the same gets the same answer while nothing has changed",
         "the rows as one bulk string, a JSON array of objects unless told";
     "hgetall" 2 "hash" introspect::hgetall, "stats", "Show what the producer did", "a map";

@@ -44,23 +44,24 @@ pub fn call(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
 /// The name of a query, its parameters, and the format of the answer.
 fn named(args: &[&[u8]]) -> Result<(String, Values, RowsFormat)> {
     let name = utf8(args.get(1))?;
-    let (mut values, mut format) = (Values::new(), RowsFormat::Json);
+    let (mut values, mut format) = (Values::new(), None);
     for pair in args.get(2..).unwrap_or_default().chunks(2) {
-        match pair {
-            [word, of] if word.eq_ignore_ascii_case(b"FORMAT") => format = text(of).parse()?,
-            [parameter, value] => {
-                let (parameter, value) = (utf8(Some(parameter))?, utf8(Some(value))?);
-                if values.insert(parameter.clone(), Parameter::Text(value)).is_some() {
-                    return Err(Error::invalid(format!("parameter '{parameter}' is there twice")));
-                }
+        let parameter = utf8(pair.first())?;
+        let Some(value) = pair.get(1) else {
+            return Err(Error::invalid(format!("parameter '{parameter}' has no value")));
+        };
+        let is_twice = match parameter.eq_ignore_ascii_case("FORMAT") {
+            true => format.replace(text(value).parse()?).is_some(),
+            false => {
+                let value = Parameter::Text(utf8(Some(value))?);
+                values.insert(parameter.clone(), value).is_some()
             }
-            _ => {
-                let last = text(pair.first().copied().unwrap_or_default());
-                return Err(Error::invalid(format!("parameter '{last}' has no value")));
-            }
+        };
+        if is_twice {
+            return Err(Error::invalid(format!("parameter '{parameter}' is there twice")));
         }
     }
-    Ok((name, values, format))
+    Ok((name, values, format.unwrap_or(RowsFormat::Json)))
 }
 
 fn utf8(argument: Option<&&[u8]>) -> Result<String> {

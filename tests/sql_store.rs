@@ -151,6 +151,53 @@ fn columns_grow_and_nothing_is_lost() {
     assert_eq!(rows(&karrow, &question("stored.t where \"offset\" < 4")), expected);
 }
 
+/// The texts of a topic's numbers, in every place that they have.
+const TEXTS: &str =
+    "select payload.n::varchar as n, payload.l[1]::varchar as l, payload.s[1].x::varchar as x from";
+
+fn texts_of(text: &str) -> Value {
+    json!({"n": text, "l": text, "x": text})
+}
+
+#[test]
+fn integers_that_no_double_holds_keep_their_digits() {
+    let wide = "-9007199254740993";
+    for (first, then, shown) in
+        [(wide, "0.5", [wide, "0.5"]), ("0.5", wide, ["0.5", wide]), ("3", "0.5", ["3.0", "0.5"])]
+    {
+        let kafka = Kafka::with(&[("t", 1)]);
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("k.duckdb");
+        let record =
+            |number: &str| format!(r#"{{"n":{number},"l":[{number}],"s":[{{"x":{number}}}]}}"#);
+        let ordered = |table: &str| format!("{TEXTS} {table} order by \"offset\"");
+        kafka.put("t", 0, record(first));
+        let karrow = storing(&kafka, &file, "t", |_| {});
+        await_rows(&karrow, &ordered("stored.t"), &[texts_of(first)]);
+        end(karrow);
+
+        // Another process does not know what was seen before.
+        let path = file.to_str().expect("UTF-8");
+        let flags = ["--topics", "t", "--persist", "--db-path", path];
+        let karrow = Karrow::with(&kafka, &flags, |_| {});
+        await_rows(&karrow, &ordered("t"), &[texts_of(first)]);
+        kafka.put("t", 0, record(then));
+        // Before the table has become another one, and after that.
+        eventually("both numbers", || {
+            let found = rows(&karrow, &ordered("t"));
+            if found.len() == 1 {
+                assert_eq!(found, [texts_of(first)]);
+                return None;
+            }
+            assert_eq!(found, shown.map(texts_of));
+            Some(())
+        });
+        await_rows(&karrow, &ordered("stored.t"), &shown.map(texts_of));
+        assert_eq!(rows(&karrow, &ordered("t")), shown.map(texts_of));
+        assert_eq!(rows(&karrow, "select count(error) as n from t"), [json!({"n": 0})]);
+    }
+}
+
 #[test]
 fn rows_leave_when_they_are_too_old() {
     let kafka = Kafka::with(&[("t", 1)]);
@@ -236,4 +283,98 @@ fn a_file_of_somebody_else_refuses_the_start() {
         "/nowhere/at/all.duckdb",
     ]);
     assert!(error.contains("/nowhere/at/all.duckdb"), "{error}");
+}
+
+/// Does something with DuckDB's file while no karrow has it.
+fn with_file(file: &Path, sql: &str) {
+    let database = Database::in_memory(&[("threads", "1")]).expect("a database");
+    let connection = database.connect().expect("a connection");
+    connection.execute(&format!("attach '{}' as stored", file.display())).expect("attached");
+    connection.execute(sql).expect(sql);
+    connection.execute("detach stored").expect("closed");
+}
+
+#[test]
+fn a_topic_that_fails_fails_only_those_who_ask_for_it() {
+    let kafka = Kafka::with(&[("bad", 1), ("good", 1), ("late", 1)]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    for topic in ["bad", "good"] {
+        kafka.put(topic, 0, r#"{"n":1}"#);
+    }
+    let karrow = storing(&kafka, &file, "bad,good", |_| {});
+    for topic in ["bad", "good"] {
+        let sql = format!("select count(*) as n from stored.{topic}");
+        await_rows(&karrow, &sql, &[json!({"n": 1})]);
+    }
+    end(karrow);
+    // Somebody has taken its table away.
+    with_file(&file, "drop table stored.main.bad");
+    kafka.put("bad", 0, r#"{"n":2.5}"#);
+    let karrow = storing(&kafka, &file, "bad,good,late", |_| {});
+    await_rows(&karrow, "select count(*) as n from good", &[json!({"n": 1})]);
+    kafka.put("good", 0, r#"{"n":2}"#);
+    kafka.put("late", 0, r#"{"n":3}"#);
+    await_rows(&karrow, "select count(*) as n from stored.good", &[json!({"n": 2})]);
+    await_rows(
+        &karrow,
+        "select sum(n)::int as n from (select payload.n from good union all select payload.n from late)",
+        &[json!({"n": 6})],
+    );
+    for table in ["bad", "live.bad"] {
+        let reply = karrow.connect().call(&["SQL", &format!("select * from {table}")]);
+        let error = reply.error();
+        assert!(error.contains("topic 'bad'") && error.contains("does not exist"), "{error}");
+    }
+    let (status, why) = karrow.get("/readyz");
+    assert!(status == 503 && why.contains("topic 'bad'"), "{why}");
+}
+
+#[test]
+fn topics_may_be_called_as_catalogs_and_schemas_are() {
+    let names = [
+        "main",
+        "live",
+        "stored",
+        "memory",
+        "temp",
+        "system",
+        "pg_catalog",
+        "information_schema",
+        "_karrow",
+        "a.b",
+        "stored.t",
+        "live.t",
+        "stored.main.t",
+        "t",
+        "topic",
+        "partition",
+        "offset",
+        "payload",
+        "offsets",
+        "tail",
+        "select",
+        "live_scan",
+        "topics",
+        "1-2",
+    ];
+    let topics: Vec<(&str, i32)> = names.iter().map(|name| (*name, 1)).collect();
+    let kafka = Kafka::with(&topics);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    for (n, topic) in names.iter().enumerate() {
+        kafka.put(topic, 0, format!(r#"{{"n":{n}}}"#));
+    }
+    for start in ["once", "and again"] {
+        let karrow = storing(&kafka, &file, &names.join(","), |_| {});
+        for (n, topic) in names.iter().enumerate() {
+            for place in ["", "memory.main.", "stored.", "stored.main.", "live.", "live.main."] {
+                let sql = format!("select topic, payload.n from {place}\"{topic}\"");
+                await_rows(&karrow, &sql, &[json!({"topic": topic, "n": n})]);
+            }
+        }
+        let known = "select count(*) as n from stored._karrow.topics";
+        assert_eq!(rows(&karrow, known), [json!({"n": names.len()})], "{start}");
+        end(karrow);
+    }
 }

@@ -464,11 +464,7 @@ impl Engine {
 
     /// Begins a transaction that sees what is there now.
     fn begin(&self, connection: &Connection) -> Result<Seeing> {
-        // Before the transaction, so that of what the window had, it finds all stored that it did not have any more.
-        let snapshot = self.catalog.snapshot(connection)?;
-        self.catalog.look_after(connection, &snapshot)?;
-        connection.execute("begin transaction read only")?;
-        Ok(Seeing::begin(snapshot))
+        self.catalog.begin(connection)
     }
 
     fn answer_once(

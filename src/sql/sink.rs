@@ -330,7 +330,7 @@ impl Sink {
             let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
             let (batches, ends) = (batches.clone(), ends.clone());
             match blocking(move || store.append(&topic, &batches, &ends)).await {
-                Ok(()) => {
+                Ok(_) => {
                     // Now that the table has them.
                     self.sinks.store.release(&self.topic, count);
                     let topic = [&*self.topic];
@@ -362,7 +362,7 @@ impl Sink {
         metric.with_label_values(&[&*self.topic]).inc_by(u64::try_from(skipped).unwrap_or(0));
         tracing::error!(skipped, topic = %self.topic, %why, "records were deleted before they were stored");
         let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
-        blocking(move || store.append(&topic, &[], &from)).await
+        blocking(move || store.append(&topic, &[], &from)).await.map(|_| ())
     }
 }
 

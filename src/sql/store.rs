@@ -2,6 +2,7 @@
 //! exactly once, whatever is killed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,8 +14,8 @@ use arrow_ipc::root_as_schema;
 use duckdb::{OptionalExt, params};
 use parking_lot::{Mutex, RwLock};
 
-use super::duck::{Database, failure};
-use super::growth::{changes, fitted, grown};
+use super::duck::{Connection, Database, failure};
+use super::growth::{Step, Turned, Values, changes, fitted, grown, is_wide_in, turned, wide_rows};
 use super::tail::Pending;
 use super::types::{quoted, stored_batch, stored_schema, type_in_sql};
 use crate::error::{Error, Result};
@@ -45,9 +46,14 @@ pub struct Store {
     commits: AtomicU64,
     /// What sinks have read and not stored yet, by topic.
     pending: Mutex<HashMap<Arc<str>, Pending>>,
+    /// Where each topic goes on, as `positions` asks it of the file.
+    nexts: Mutex<HashMap<Arc<str>, Positions>>,
+    /// Where the file is.
+    path: PathBuf,
 }
 
-type Tables = HashMap<Arc<str>, Table>;
+/// By topic.
+pub type Tables = HashMap<Arc<str>, Table>;
 
 /// A topic's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +62,24 @@ pub struct Table {
     pub name: String,
     /// As Arrow has them; the table's are [`stored_schema`] of these.
     pub columns: SchemaRef,
+}
+
+impl Table {
+    /// SQL that finds a row of it with a value in `column`.
+    pub fn values_of(&self, column: &str) -> String {
+        let column = quoted(column);
+        format!("select 1 from {} where {column} is not null limit 1", self.in_sql())
+    }
+
+    /// SQL that finds a row of it with an integer beyond ±2^53 at `path`, if it has integers there.
+    pub fn wide_rows(&self, path: &[Step]) -> Option<String> {
+        wide_rows(&self.in_sql(), &self.columns, path)
+    }
+
+    /// Its whole name.
+    pub fn in_sql(&self) -> String {
+        format!("{DATABASE}.main.{}", quoted(&self.name))
+    }
 }
 
 impl Store {
@@ -81,9 +105,25 @@ impl Store {
                 tables.insert(Arc::from(topic), Table { name, columns });
             }
         }
+        let mut nexts: HashMap<Arc<str>, BTreeMap<i32, i64>> = HashMap::new();
+        {
+            let sql = "select topic, \"partition\", next_offset from stored._karrow.offsets";
+            let mut known = connection.prepare(sql).map_err(failed)?;
+            let mut rows = known.query([]).map_err(failed)?;
+            while let Some(row) = rows.next().map_err(failed)? {
+                let topic: String = row.get(0).map_err(failed)?;
+                let (partition, next) = (row.get(1).map_err(failed)?, row.get(2).map_err(failed)?);
+                nexts.entry(Arc::from(topic)).or_default().insert(partition, next);
+            }
+        }
+        let nexts = nexts.into_iter().map(|(topic, next)| (topic, Positions::named(&next)));
+        let nexts = Mutex::new(nexts.collect());
+        let sql = "select path from duckdb_databases() where database_name = 'stored'";
+        let path = connection.query_row(sql, [], |row| row.get::<_, Option<String>>(0));
+        let path = PathBuf::from(path.map_err(failed)?.unwrap_or_default());
         let (tables, commits) = (RwLock::new(tables), AtomicU64::new(0));
         let (writer, pending) = (Mutex::new(connection), Mutex::default());
-        Ok(Self { writer, tables, commits, pending })
+        Ok(Self { writer, tables, commits, pending, nexts, path })
     }
 
     /// The tables, by topic.
@@ -141,6 +181,37 @@ impl Store {
         Ok((!positions.is_empty()).then(|| Positions::named(&positions)))
     }
 
+    /// Where each topic goes on, that anything is stored of, without asking the file.
+    pub fn nexts(&self) -> HashMap<Arc<str>, Positions> {
+        self.nexts.lock().clone()
+    }
+
+    fn goes_on_at(&self, topic: &Arc<str>, ends: &Positions) {
+        let mut nexts = self.nexts.lock();
+        let next = nexts.entry(topic.clone()).or_default();
+        ends.iter().for_each(|(partition, offset)| next.set(partition, offset));
+    }
+
+    /// Whether a transaction that `connection` has begun sees these tables, and, where that counts, what they held after so many
+    /// commits. From then on it does. Blocks.
+    ///
+    /// # Errors
+    /// DuckDB's.
+    pub fn is_seen(
+        &self,
+        connection: &Connection,
+        tables: &Tables,
+        commits: Option<u64>,
+    ) -> Result<bool> {
+        let now = self.tables.read();
+        if *now != *tables || commits.is_some_and(|commits| commits != self.commits()) {
+            return Ok(false);
+        }
+        // What a transaction sees of a database is decided when it looks at that first.
+        connection.execute("from stored._karrow.topics limit 0")?;
+        Ok(true)
+    }
+
     /// Makes the table of `topic` if it has none, and lets it go on at `starts`. Blocks.
     ///
     /// # Errors
@@ -150,10 +221,13 @@ impl Store {
             let table = table(writer, tables, topic, columns)?;
             go_on_at(writer, topic, starts)?;
             Ok(Some((topic.clone(), table)))
-        })
+        })?;
+        self.goes_on_at(topic, starts);
+        Ok(())
     }
 
-    /// Stores rows of `topic`, after which it goes on at `ends`: all of it, or nothing. Blocks.
+    /// Stores rows of `topic`, after which it goes on at `ends`: all of it, or nothing. Returns what has become text for it.
+    /// Blocks.
     ///
     /// # Errors
     /// DuckDB's, such as a full disk.
@@ -162,14 +236,13 @@ impl Store {
         topic: &Arc<str>,
         batches: &[RecordBatch],
         ends: &Positions,
-    ) -> Result<()> {
+    ) -> Result<Vec<Turned>> {
+        let mut turned = Vec::new();
         self.change(|writer, tables| {
             go_on_at(writer, topic, ends)?;
             let Some(first) = batches.first() else { return Ok(None) };
             let mut table = table(writer, tables, topic, &first.schema())?;
-            for batch in batches {
-                widen(writer, topic, &mut table, batch)?;
-            }
+            turned = widen(writer, topic, &mut table, batches)?;
             let stored = stored_schema(&table.columns);
             let names: Vec<&str> =
                 stored.fields().iter().map(|field| field.name().as_str()).collect();
@@ -183,7 +256,9 @@ impl Store {
             appender.flush().map_err(failed)?;
             drop(appender);
             Ok(Some((topic.clone(), table)))
-        })
+        })?;
+        self.goes_on_at(topic, ends);
+        Ok(turned)
     }
 
     /// Writes what is in the log behind the file into the file. Blocks.
@@ -241,7 +316,8 @@ impl Store {
         for table in self.tables().into_values() {
             let sql = format!("select count(*) from stored.main.{}", quoted(&table.name));
             let rows = self.writer.lock().query_row(&sql, [], |row| row.get::<_, u64>(0));
-            let rows = rows.map_err(failed)?;
+            // A table that cannot be read keeps no other from being looked after.
+            let Ok(rows) = rows else { continue };
             if largest.as_ref().is_none_or(|(_, most)| rows > *most) {
                 largest = Some((table, rows));
             }
@@ -251,16 +327,23 @@ impl Store {
 
     /// Lets go of the rows of each table that a condition holds for.
     fn delete(&self, condition: impl Fn(&str) -> String) -> Result<u64> {
-        let mut gone = 0;
+        let (mut gone, mut failure) = (0, None);
         for table in self.tables().into_values() {
             let name = quoted(&table.name);
             let sql = format!("delete from stored.main.{name} where {}", condition(&name));
-            gone += self.writer.lock().execute(&sql, []).map_err(failed)? as u64;
+            // A table that cannot be written keeps no other from being looked after.
+            match self.writer.lock().execute(&sql, []) {
+                Ok(rows) => gone += rows as u64,
+                Err(error) => failure = Some(failed(error)),
+            }
         }
         if gone > 0 {
             self.commits.fetch_add(1, Ordering::Release);
         }
-        Ok(gone)
+        match failure {
+            Some(error) if gone == 0 => Err(error),
+            _ => Ok(gone),
+        }
     }
 
     /// Bytes of the file that are in use.
@@ -271,6 +354,14 @@ impl Store {
         let sql = "select (used_blocks * block_size)::bigint from pragma_database_size() where database_name = 'stored'";
         let bytes = self.writer.lock().query_row(sql, [], |row| row.get::<_, i64>(0));
         bytes.map(|bytes| u64::try_from(bytes).unwrap_or(0)).map_err(failed)
+    }
+
+    /// Bytes of the file, and of the log behind it, on the disk.
+    pub fn bytes_on_disk(&self) -> u64 {
+        let mut log = self.path.clone().into_os_string();
+        log.push(".wal");
+        let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+        bytes(&self.path) + bytes(Path::new(&log))
     }
 
     /// Does something in a transaction, after which a table may be another one.
@@ -284,15 +375,15 @@ impl Store {
         writer.execute_batch("begin transaction").map_err(failed)?;
         let tables = self.tables.read().clone();
         let changed = change(&writer, &tables).and_then(|table| {
+            // With the lock, so that nobody who begins to read sees one of them without the other, see `begin`.
+            let mut tables = self.tables.write();
             writer.execute_batch("commit").map_err(failed)?;
-            Ok(table)
+            tables.extend(table);
+            self.commits.fetch_add(1, Ordering::Release);
+            Ok(())
         });
         match changed {
-            Ok(table) => {
-                self.tables.write().extend(table);
-                self.commits.fetch_add(1, Ordering::Release);
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(error) => {
                 // What was begun may have ended with its failure.
                 let _ = writer.execute_batch("rollback");
@@ -340,34 +431,62 @@ fn table(
     Ok(table)
 }
 
-/// Gives the table the columns of `batch`, too.
+/// What the table says of its values, and the batches say of theirs that are about to be in it.
+struct Stored<'a> {
+    writer: &'a duckdb::Connection,
+    table: &'a Table,
+    batches: &'a [RecordBatch],
+}
+
+impl Stored<'_> {
+    fn has(&self, sql: &str) -> Result<bool> {
+        let found = self.writer.query_row(sql, [], |row| row.get::<_, i32>(0)).optional();
+        Ok(found.map_err(failed)?.is_some())
+    }
+}
+
+impl Values for Stored<'_> {
+    fn is_empty(&mut self, column: &str) -> Result<bool> {
+        Ok(!self.has(&self.table.values_of(column))?)
+    }
+
+    fn is_wide(&mut self, path: &[Step]) -> Result<bool> {
+        if self.batches.iter().any(|batch| is_wide_in(batch, path)) {
+            return Ok(true);
+        }
+        let rows = self.table.wide_rows(path);
+        rows.map_or(Ok(false), |sql| self.has(&sql))
+    }
+}
+
+/// Gives the table the columns of the batches, too; returns what has become text.
 fn widen(
     writer: &duckdb::Connection,
     topic: &str,
     table: &mut Table,
-    batch: &RecordBatch,
-) -> Result<()> {
+    batches: &[RecordBatch],
+) -> Result<Vec<Turned>> {
     let name = quoted(&table.name);
-    let is_empty = |column: &str| {
-        let column = quoted(column);
-        let sql = format!("select 1 from stored.main.{name} where {column} is not null limit 1");
-        let found = writer.query_row(&sql, [], |row| row.get::<_, i32>(0)).optional();
-        Ok(found.map_err(failed)?.is_none())
-    };
-    let comes = |column: &str| {
-        batch.column_by_name(column).is_some_and(|values| values.null_count() < values.len())
-    };
-    let columns = grown(&table.columns, &batch.schema(), is_empty, comes)?;
-    if columns == table.columns {
-        return Ok(());
+    let mut all_turned = Vec::new();
+    for batch in batches {
+        let comes = |column: &str| {
+            batch.column_by_name(column).is_some_and(|values| values.null_count() < values.len())
+        };
+        let mut values = Stored { writer, table, batches };
+        let columns = grown(&table.columns, batch.schema_ref(), comes, &mut values)?;
+        if columns == table.columns {
+            continue;
+        }
+        for change in changes(&table.columns, &columns)? {
+            writer
+                .execute_batch(&format!("alter table stored.main.{name} {change}"))
+                .map_err(failed)?;
+        }
+        all_turned.extend(turned(&table.columns, batch.schema_ref(), &columns));
+        table.columns = columns;
+        note(writer, topic, table)?;
     }
-    for change in changes(&table.columns, &columns)? {
-        writer
-            .execute_batch(&format!("alter table stored.main.{name} {change}"))
-            .map_err(failed)?;
-    }
-    table.columns = columns;
-    note(writer, topic, table)
+    Ok(all_turned)
 }
 
 fn note(writer: &duckdb::Connection, topic: &str, table: &Table) -> Result<()> {

@@ -1,9 +1,10 @@
 //! What karrow relies on in DuckDB.
 
-use arrow::array::{AsArray, Int32Array};
-use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::array::{AsArray, Int32Array, RecordBatch};
+use arrow::datatypes::{DataType, Int32Type, Int64Type};
 
 use super::*;
+use crate::error::ErrorKind;
 
 fn connect() -> Connection {
     let database = Database::in_memory(&[("threads", "1")]).expect("a database");

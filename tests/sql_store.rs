@@ -285,6 +285,61 @@ fn a_file_of_somebody_else_refuses_the_start() {
     assert!(error.contains("/nowhere/at/all.duckdb"), "{error}");
 }
 
+#[test]
+fn a_bad_record_that_ends_a_stream_does_not_end_storing() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    kafka.put_all("t", 0, [r#"{"n":1}"#, "bad"]);
+    let path = file.to_str().expect("UTF-8");
+    let mut flags = vec!["--topics", "t", "--start", "earliest", "--persist", "--db-path", path];
+    flags.extend(["--payload-format", "json", "--on-bad-record", "fail"]);
+    let karrow = Karrow::with(&kafka, &flags, |_| {});
+    await_rows(&karrow, "select payload.n from stored.t", &[json!({"n": 1})]);
+    let why = eventually("the trouble", || {
+        let (status, text) = karrow.get("/readyz");
+        (status == 503).then_some(text)
+    });
+    assert!(why.contains("topic 't' is not stored, trying again: bad record t:0:1"), "{why}");
+    // The mock cluster keeps five megabytes, so it lets go of the bad record.
+    let filling = "x".repeat(100_000);
+    kafka.put_all("t", 0, (0..80).map(|n| format!(r#"{{"n":{n},"x":"{filling}"}}"#)));
+    await_rows(&karrow, "select max(payload.n) as n from stored.t", &[json!({"n": 79})]);
+    eventually("it is well", || (karrow.get("/readyz").0 == 200).then_some(()));
+}
+
+#[test]
+fn a_topic_that_was_made_anew_is_not_stored_any_more() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    let first = Kafka::with(&[("t", 1)]);
+    first.put_all("t", 0, [r#"{"n":1}"#, r#"{"n":2}"#, r#"{"n":3}"#]);
+    let karrow = storing(&first, &file, "t", |_| {});
+    await_rows(&karrow, "select count(*) as n from stored.t", &[json!({"n": 3})]);
+    end(karrow);
+    let second = Kafka::with(&[("t", 1), ("u", 1)]);
+    second.put("t", 0, r#"{"n":4}"#);
+    let karrow = storing(&second, &file, "t,u", |_| {});
+    let why = eventually("the trouble", || {
+        let (status, text) = karrow.get("/readyz");
+        (status == 503).then_some(text)
+    });
+    let expected =
+        "topic 't' is not stored any more: partition 0 is stored up to offset 3 but ends at 1";
+    assert!(
+        why.starts_with(expected) && why.contains("To store the new one, stop karrow"),
+        "{why}"
+    );
+    assert!(!why.contains("again"), "{why}");
+    // What was stored stays as it was, and other topics are stored.
+    second.put_all("t", 0, [r#"{"n":5}"#, r#"{"n":6}"#, r#"{"n":7}"#]);
+    second.put("u", 0, r#"{"n":1}"#);
+    await_rows(&karrow, "select count(*) as n from stored.u", &[json!({"n": 1})]);
+    let sums = "select sum(payload.n)::int as n from stored.t";
+    assert_eq!(rows(&karrow, sums), [json!({"n": 6})]);
+    assert_eq!(karrow.get("/readyz").0, 503);
+}
+
 /// Does something with DuckDB's file while no karrow has it.
 fn with_file(file: &Path, sql: &str) {
     let database = Database::in_memory(&[("threads", "1")]).expect("a database");

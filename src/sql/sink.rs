@@ -64,7 +64,30 @@ pub struct Sinks {
     /// When they were told to stop.
     stopped: OnceLock<Instant>,
     /// Why topics do not go on.
-    trouble: Mutex<HashMap<Arc<str>, Error>>,
+    trouble: Mutex<HashMap<Arc<str>, Trouble>>,
+}
+
+/// Why a topic does not go on.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// What has failed.
+    pub error: Error,
+    /// It is not tried again: somebody has to look after it.
+    pub is_final: bool,
+}
+
+/// What ends following a topic before its stream does.
+enum Halt {
+    /// It may work another time.
+    Failed(Error),
+    /// Offsets mean other records now, so that nothing more may be stored.
+    MadeAnew(Error),
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl Sinks {
@@ -87,11 +110,12 @@ impl Sinks {
         })
     }
 
-    /// A topic that does not go on, and why.
-    pub fn trouble(&self) -> Option<(Arc<str>, Error)> {
+    /// A topic that does not go on, and why; one that somebody has to look after, if there is one.
+    pub fn trouble(&self) -> Option<(Arc<str>, Trouble)> {
         let trouble = self.trouble.lock();
-        let first = trouble.iter().min_by_key(|(topic, _)| (*topic).clone());
-        first.map(|(topic, error)| (topic.clone(), error.clone()))
+        let first =
+            trouble.iter().min_by_key(|(topic, trouble)| (!trouble.is_final, (*topic).clone()));
+        first.map(|(topic, trouble)| (topic.clone(), trouble.clone()))
     }
 
     /// Stores what comes of all topics, until it is stopped; then what it has.
@@ -189,15 +213,18 @@ impl Sink {
         while let Some(stream) = self.stream() {
             match self.follow(&stream).await {
                 Ok(()) => wait = RETRY_MIN,
-                // Offsets mean other records now, so that nothing more may be stored.
-                Err(error) if error.kind() == ErrorKind::Conflict => {
+                Err(Halt::MadeAnew(error)) => {
                     tracing::error!(topic = %self.topic, %error, "storing a topic has ended");
-                    self.is_in_trouble(error);
-                    self.sinks.stop.cancelled().await;
+                    self.is_in_trouble(error, true);
+                    while self.stream().is_some() {
+                        let pause = tokio::time::sleep(LOOK_INTERVAL);
+                        self.sinks.stop.run_until_cancelled(pause).await;
+                    }
+                    break;
                 }
-                Err(error) => {
+                Err(Halt::Failed(error)) => {
                     tracing::error!(topic = %self.topic, %error, "storing a topic, trying again");
-                    self.is_in_trouble(error);
+                    self.is_in_trouble(error, false);
                 }
             }
             self.sinks.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
@@ -213,9 +240,9 @@ impl Sink {
         is_wanted.then(|| self.sinks.streams.get(&self.topic)).flatten()
     }
 
-    fn is_in_trouble(&self, error: Error) {
+    fn is_in_trouble(&self, error: Error, is_final: bool) {
         self.sinks.metrics.store_errors.with_label_values(&[&*self.topic]).inc();
-        self.sinks.trouble.lock().insert(self.topic.clone(), error);
+        self.sinks.trouble.lock().insert(self.topic.clone(), Trouble { error, is_final });
     }
 
     fn is_well(&self) {
@@ -223,7 +250,7 @@ impl Sink {
     }
 
     /// From where the table ends, until the stream ends.
-    async fn follow(&self, stream: &TopicStream) -> Result<()> {
+    async fn follow(&self, stream: &TopicStream) -> Result<(), Halt> {
         let Some(from) = self.begin(stream).await? else { return Ok(()) };
         let cursor = self.sinks.streams.follow(&self.topic, from.clone()).await?;
         let store = self.sinks.store.clone();
@@ -242,13 +269,13 @@ impl Sink {
                 Err(error) if error.kind() == ErrorKind::OutOfRange => {
                     return self.jump(gathered.ends, error).await;
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
     }
 
     /// Where it goes on: behind what is stored, or where the stream begins; `None` when it is told to stop.
-    async fn begin(&self, stream: &TopicStream) -> Result<Option<Positions>> {
+    async fn begin(&self, stream: &TopicStream) -> Result<Option<Positions>, Halt> {
         let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
         if let Some(stored) = blocking(move || store.positions(&topic)).await? {
             let ends = self.sinks.streams.offsets(&self.topic, OffsetOf::End).await?;
@@ -261,7 +288,7 @@ impl Sink {
         let Some(_) = self.sinks.stop.run_until_cancelled(begins).await else { return Ok(None) };
         let view = stream.view();
         if let Some(error) = view.phase.failure() {
-            return Err(error.clone());
+            return Err(error.clone().into());
         }
         let columns = match view.schema {
             Some(columns) => columns,
@@ -341,7 +368,7 @@ impl Sink {
                 Err(error) if self.sinks.stop.is_cancelled() => return Err(error),
                 Err(error) => {
                     tracing::error!(topic = %self.topic, %error, "cannot store rows, trying again");
-                    self.is_in_trouble(error);
+                    self.is_in_trouble(error, false);
                 }
             }
             self.sinks.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
@@ -350,7 +377,7 @@ impl Sink {
     }
 
     /// Goes on behind what Kafka does not have any more, if that is what is wrong.
-    async fn jump(&self, at: Positions, why: Error) -> Result<()> {
+    async fn jump(&self, at: Positions, why: Error) -> Result<(), Halt> {
         let streams = &self.sinks.streams;
         let firsts = streams.offsets(&self.topic, OffsetOf::Beginning).await?;
         let ends = streams.offsets(&self.topic, OffsetOf::End).await?;
@@ -362,23 +389,22 @@ impl Sink {
         metric.with_label_values(&[&*self.topic]).inc_by(u64::try_from(skipped).unwrap_or(0));
         tracing::error!(skipped, topic = %self.topic, %why, "records were deleted before they were stored");
         let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
-        blocking(move || store.append(&topic, &[], &from)).await.map(|_| ())
+        blocking(move || store.append(&topic, &[], &from)).await?;
+        Ok(())
     }
 }
 
 /// Refuses a topic that ends before what is stored of it: it is another one of the same name.
-fn is_the_same(stored: &Positions, ends: &Positions) -> Result<()> {
+fn is_the_same(stored: &Positions, ends: &Positions) -> Result<(), Halt> {
     let Some((partition, offset)) = stored.iter().find(|(at, next)| *next > ends.get(*at)) else {
         return Ok(());
     };
     let end = ends.get(partition);
-    Err(Error::new(
-        ErrorKind::Conflict,
-        format!(
-            "partition {partition} is stored up to offset {offset} but ends at {end}: the topic was made anew. To store the \
-             new one, stop karrow, rename the table and delete the topic from _karrow.topics and _karrow.offsets with DuckDB"
-        ),
-    ))
+    let why = format!(
+        "partition {partition} is stored up to offset {offset} but ends at {end}: the topic was made anew. To store the \
+         new one, stop karrow, rename the table and delete the topic from _karrow.topics and _karrow.offsets with DuckDB"
+    );
+    Err(Halt::MadeAnew(Error::new(ErrorKind::Conflict, why)))
 }
 
 /// As long as it is there, queries know where the sink is.

@@ -203,6 +203,9 @@ fn observe(state: &HttpState) {
         }
     }
     streams::observe(&state.streams, metrics);
+    if let Some(sinks) = &state.sinks {
+        sinks.observe();
+    }
     metrics.sessions.with_label_values(&["live"]).set(live);
     metrics.sessions.with_label_values(&["dormant"]).set(dormant);
 }

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::growth::Turned;
 use super::store::Store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::topics::OffsetOf;
@@ -118,6 +119,35 @@ impl Sinks {
         first.map(|(topic, trouble)| (topic.clone(), trouble.clone()))
     }
 
+    /// Sets the gauges that are a look at what is stored.
+    pub fn observe(&self) {
+        let lag = &self.metrics.store_lag;
+        lag.reset();
+        let nexts = self.store.nexts();
+        for topic in self.streams.wanted() {
+            let Some(stream) = self.streams.get(&topic) else { continue };
+            let view = stream.view();
+            // Of what nothing is stored of yet, all is wanted that comes from where the stream began.
+            let next = nexts.get(&topic).unwrap_or(&view.begins);
+            let behind = view
+                .log_ends
+                .iter()
+                .map(|(partition, end)| (end - next.get(partition).max(0)).max(0));
+            lag.with_label_values(&[&*topic]).set(behind.sum());
+        }
+        self.metrics
+            .store_bytes
+            .with_label_values(&["file"])
+            .set(gauge(self.store.bytes_on_disk()));
+    }
+
+    /// Asks the file what is in it. Blocks.
+    fn measure(&self) {
+        if let Ok(bytes) = self.store.bytes() {
+            self.metrics.store_bytes.with_label_values(&["used"]).set(gauge(bytes));
+        }
+    }
+
     /// Stores what comes of all topics, until it is stopped; then what it has.
     pub async fn run(self: Arc<Self>) {
         let mut running: HashMap<Arc<str>, JoinHandle<()>> = HashMap::new();
@@ -145,17 +175,22 @@ impl Sinks {
 }
 
 impl Sinks {
-    /// Lets rows go that are too many.
+    /// Lets rows go that are too many, and looks how large the file is.
     async fn retain(self: Arc<Self>) {
         let Retention { age_max, bytes_max } = self.retention;
-        if age_max.is_none() && bytes_max.is_none() {
-            return;
-        }
         loop {
-            let store = self.store.clone();
-            match blocking(move || store.retain(age_max, bytes_max)).await {
+            let sinks = self.clone();
+            let retained = blocking(move || {
+                let retained = sinks.store.retain(age_max, bytes_max);
+                sinks.measure();
+                retained
+            });
+            match retained.await {
                 Ok(0) => {}
-                Ok(rows) => tracing::info!(rows, "stored rows were too old or too many"),
+                Ok(rows) => {
+                    self.metrics.store_expired.inc_by(rows);
+                    tracing::info!(rows, "stored rows were too old or too many");
+                }
                 Err(error) => tracing::error!(%error, "letting stored rows go"),
             }
             let pause = tokio::time::sleep(RETAIN_INTERVAL);
@@ -164,6 +199,10 @@ impl Sinks {
             }
         }
     }
+}
+
+fn gauge(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// Stores one topic.
@@ -357,9 +396,10 @@ impl Sink {
             let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
             let (batches, ends) = (batches.clone(), ends.clone());
             match blocking(move || store.append(&topic, &batches, &ends)).await {
-                Ok(_) => {
+                Ok(turned) => {
                     // Now that the table has them.
                     self.sinks.store.release(&self.topic, count);
+                    self.say(&turned);
                     let topic = [&*self.topic];
                     self.sinks.metrics.stored_rows.with_label_values(&topic).inc_by(rows as u64);
                     self.is_well();
@@ -373,6 +413,15 @@ impl Sink {
             }
             self.sinks.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
             wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// One record of another type does that to all of a column, so somebody should know.
+    fn say(&self, turned: &[Turned]) {
+        let widened = &self.sinks.metrics.store_widened;
+        for Turned { column, from, came } in turned {
+            widened.with_label_values(&[&*self.topic]).inc();
+            tracing::warn!(topic = %self.topic, column, from, came, "a stored column has become text: its values have several types");
         }
     }
 

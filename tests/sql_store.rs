@@ -433,3 +433,125 @@ fn topics_may_be_called_as_catalogs_and_schemas_are() {
         end(karrow);
     }
 }
+
+/// A store in `file`, where DuckDB has so much memory.
+fn store_with(file: &Path, memory: &str) -> (Arc<Database>, Store) {
+    let settings = [("threads", "1"), ("max_memory", memory), ("temp_directory", "")];
+    let database = Database::in_memory(&settings).expect("a database");
+    let connection = database.connect().expect("a connection");
+    connection.execute(&format!("attach '{}' as stored", file.display())).expect("attached");
+    // As queries have it.
+    connection.execute("set enable_external_access = false").expect("set");
+    connection.execute("set lock_configuration = true").expect("set");
+    let store = Store::open(&database).expect("a store");
+    (database, store)
+}
+
+/// Rows with so many offsets, of about 300 bytes each.
+fn numbered(rows: std::ops::Range<i64>) -> RecordBatch {
+    let offsets: ArrayRef = Arc::new(Int64Array::from_iter_values(rows.clone()));
+    let noise = |n: i64| format!("{:016x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15_u64 as i64));
+    let texts = rows.map(|n| (0..18).map(|m| noise(n * 18 + m)).collect::<String>());
+    let texts: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
+    RecordBatch::try_from_iter([("offset", offsets), ("text", texts)]).expect("a batch")
+}
+
+/// How many rows a table has, and how many offsets.
+fn counted(database: &Database, table: &str) -> (i64, i64) {
+    let rows = database.crate_connection().expect("a connection");
+    let sql = format!("select count(*), count(distinct \"offset\") from stored.{table}");
+    rows.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?))).expect("counts")
+}
+
+#[test]
+fn a_file_that_duckdb_has_given_up_is_opened_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    let topic: Arc<str> = "t".into();
+    let (database, store) = store_with(&file, "64MiB");
+    let append = |part: i64| {
+        let rows = numbered(part * 5000..(part + 1) * 5000);
+        store.append(&topic, &[rows], &Positions::new(vec![(part + 1) * 5000]))
+    };
+    (0..3).for_each(|part| drop(append(part).expect("stored")));
+    // Queries have all of the memory, so what is in the log cannot be written into the file.
+    let greedy = database.connect().expect("a connection");
+    greedy
+        .execute("create temp table hog as select md5(i::varchar) h from range(1000) t(i)")
+        .expect("made");
+    while greedy.execute("insert into hog select md5(i::varchar) from range(10000) t(i)").is_ok() {}
+    while greedy.execute("insert into hog values (md5('1'))").is_ok() {}
+    let error = store.checkpoint().expect_err("no memory");
+    assert!(error.to_string().contains("has been invalidated"), "{error}");
+    assert!(store.lost().is_some());
+    // A query that began before holds the file.
+    greedy.execute("drop table hog").expect("dropped");
+    let reader = database.connect().expect("a connection");
+    reader.execute("begin transaction read only").expect("begun");
+    let _ = reader.execute("from stored._karrow.topics limit 0");
+    let held = append(3);
+    reader.execute("rollback").expect("ended");
+    if let Err(error) = held {
+        assert!(error.to_string().contains("once it has memory and no query holds it"), "{error}");
+        assert!(store.lost().is_some());
+        append(3).expect("stored");
+    }
+    assert!(store.lost().is_none());
+    append(4).expect("stored");
+    store.checkpoint().expect("written");
+    assert_eq!(counted(&database, "t"), (25_000, 25_000));
+    assert_eq!(store.positions("t").expect("known"), Some(Positions::new(vec![25_000])));
+    drop((greedy, reader, store, database));
+    let (database, store) = store_with(&file, "64MiB");
+    assert_eq!(counted(&database, "t"), (25_000, 25_000));
+    assert_eq!(store.positions("t").expect("known"), Some(Positions::new(vec![25_000])));
+}
+
+#[test]
+fn whatever_queries_take_each_row_is_stored_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    let topic: Arc<str> = "t".into();
+    let (database, store) = store_with(&file, "64MiB");
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let rounds = 60;
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let greedy = database.connect().expect("a connection");
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let sql = "create or replace temp table hog as \
+                               select list(repeat('y', 100) || i order by i desc) from range(1000000) t(i)";
+                    let _ = greedy.execute(sql);
+                    let _ = greedy.execute("rollback");
+                }
+            });
+        }
+        for part in 0..rounds {
+            let ends = Positions::new(vec![(part + 1) * 2000]);
+            let rows = numbered(part * 2000..(part + 1) * 2000);
+            eventually("the rows", || {
+                store.append(&topic, std::slice::from_ref(&rows), &ends).ok()
+            });
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let all = rounds * 2000;
+    eventually("the file", || store.checkpoint().ok());
+    assert_eq!(counted(&database, "t"), (all, all));
+    drop((store, database));
+    let (database, _store) = store_with(&file, "64MiB");
+    assert_eq!(counted(&database, "t"), (all, all));
+}
+
+#[test]
+fn what_is_stored_is_not_stored_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (database, store) = store_with(&folder.path().join("k.duckdb"), "64MiB");
+    let topic: Arc<str> = "t".into();
+    for _ in 0..2 {
+        // DuckDB may call a transaction failed of which the rows are there.
+        store.append(&topic, &[numbered(0..10)], &Positions::new(vec![10])).expect("stored");
+    }
+    assert_eq!(counted(&database, "t"), (10, 10));
+}

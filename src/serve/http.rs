@@ -29,7 +29,7 @@ use crate::kafka::producer::Producer;
 use crate::metrics::Metrics;
 use crate::serve::listener::is_denied;
 use crate::sql::queries::Queries;
-use crate::sql::sink::{Sinks, Trouble};
+use crate::sql::sink::Sinks;
 use crate::stream::registry::Registry;
 use crate::stream::streams::Streams;
 
@@ -223,13 +223,8 @@ async fn ready(State(state): State<Arc<HttpState>>) -> Response {
         let text = "the schema registry does not answer\n";
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     }
-    if let Some((topic, trouble)) = state.sinks.as_ref().and_then(|sinks| sinks.trouble()) {
-        let Trouble { error, is_final } = trouble;
-        let text = match is_final {
-            true => format!("topic '{topic}' is not stored any more: {error}\n"),
-            false => format!("topic '{topic}' is not stored, trying again: {error}\n"),
-        };
-        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    if let Some(trouble) = state.sinks.as_ref().and_then(|sinks| sinks.trouble()) {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{trouble}\n")).into_response();
     }
     let answer = tokio::time::timeout(READY_TIMEOUT, state.producer.topics()).await;
     let late = || Err(Error::new(ErrorKind::Timeout, "no broker has answered in time"));

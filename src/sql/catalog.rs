@@ -82,14 +82,21 @@ impl Catalog {
             connection.execute("begin transaction read only")?;
             // A table may have become another one since, whose values the views do not hold.
             let Looked { snapshot, tables, commits } = looked;
-            let is_seen = self
-                .store
-                .as_ref()
-                .map_or(Ok(true), |store| store.is_seen(connection, &tables, commits))?;
-            if is_seen {
+            let is_seen = match &self.store {
+                Some(store) => store.is_seen(connection, &tables, commits),
+                None => Ok(true),
+            };
+            // A file that cannot be had now fails those who ask for what is in it.
+            let is_seen = of_one_topic(is_seen)?.map_err(|_| ());
+            if is_seen != Ok(true) {
+                let _ = connection.execute("rollback");
+            }
+            if is_seen == Err(()) {
+                connection.execute("begin transaction read only")?;
+            }
+            if is_seen != Ok(false) {
                 return Ok(Seeing::begin(Arc::new(snapshot)));
             }
-            connection.execute("rollback")?;
         }
         Err(Error::new(ErrorKind::Unavailable, "tables change all the time"))
     }
@@ -236,7 +243,8 @@ struct Looked {
     commits: Option<u64>,
 }
 
-/// What failed for one topic is an error for those who name it; what concerns the query is one for the query.
+/// What failed for one topic, or for what is stored, is an error for those who name it; what concerns the query is one for
+/// the query.
 fn of_one_topic<T>(done: Result<T>) -> Result<Result<T>> {
     match done {
         Err(error) if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Exhausted) => {

@@ -542,7 +542,7 @@ impl Engine {
 }
 
 /// The file, as tables.
-fn attached(database: &Database, connection: &Connection, file: &Path) -> Result<Store> {
+fn attached(database: &Arc<Database>, connection: &Connection, file: &Path) -> Result<Store> {
     let cannot =
         |why: &str| Error::new(ErrorKind::Unavailable, format!("{}: {why}", file.display()));
     let path = file.to_str().ok_or_else(|| cannot("its path is no UTF-8"))?;

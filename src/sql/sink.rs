@@ -69,12 +69,10 @@ pub struct Sinks {
 }
 
 /// Why a topic does not go on.
-#[derive(Clone, Debug)]
-pub struct Trouble {
-    /// What has failed.
-    pub error: Error,
+struct Trouble {
+    error: Error,
     /// It is not tried again: somebody has to look after it.
-    pub is_final: bool,
+    is_final: bool,
 }
 
 /// What ends following a topic before its stream does.
@@ -111,12 +109,20 @@ impl Sinks {
         })
     }
 
-    /// A topic that does not go on, and why; one that somebody has to look after, if there is one.
-    pub fn trouble(&self) -> Option<(Arc<str>, Trouble)> {
+    /// What is not stored, and why; first of all what somebody has to look after.
+    pub fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock();
         let first =
             trouble.iter().min_by_key(|(topic, trouble)| (!trouble.is_final, (*topic).clone()));
-        first.map(|(topic, trouble)| (topic.clone(), trouble.clone()))
+        if let Some((topic, Trouble { error, is_final: true })) = first {
+            return Some(format!("topic '{topic}' is not stored any more: {error}"));
+        }
+        if let Some(error) = self.store.lost() {
+            return Some(format!("nothing is stored, trying again: {error}"));
+        }
+        first.map(|(topic, Trouble { error, .. })| {
+            format!("topic '{topic}' is not stored, trying again: {error}")
+        })
     }
 
     /// Sets the gauges that are a look at what is stored.
@@ -216,7 +222,8 @@ type Read = (Arc<EncodedBatch>, Positions);
 
 /// What is stored next.
 struct Gathered {
-    batches: Vec<RecordBatch>,
+    /// Each with where its topic is after it.
+    batches: Vec<(RecordBatch, Positions)>,
     rows: usize,
     bytes: usize,
     since: Option<Instant>,
@@ -231,7 +238,7 @@ impl Gathered {
     fn push(&mut self, (batch, ends): Read) {
         self.rows += batch.batch.num_rows();
         self.bytes += batch.bytes();
-        self.batches.push(batch.batch.clone());
+        self.batches.push((batch.batch.clone(), ends.clone()));
         self.since.get_or_insert_with(Instant::now);
         self.ends = ends;
     }
@@ -388,24 +395,33 @@ impl Sink {
             return Ok(());
         }
         let ends = gathered.ends.clone();
-        let Gathered { batches, rows, .. } =
-            std::mem::replace(gathered, Gathered::new(ends.clone()));
-        let (count, batches) = (batches.len(), Arc::new(batches));
-        let mut wait = RETRY_MIN;
-        loop {
+        let Gathered { batches: mut left, .. } = std::mem::replace(gathered, Gathered::new(ends));
+        let (mut at_once, mut wait) = (left.len(), RETRY_MIN);
+        while !left.is_empty() {
+            let part: Vec<RecordBatch> =
+                left.iter().take(at_once).map(|(batch, _)| batch.clone()).collect();
+            let (count, rows) = (part.len(), part.iter().map(RecordBatch::num_rows).sum::<usize>());
+            let Some((_, ends)) = left.get(count.saturating_sub(1)).cloned() else { break };
             let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
-            let (batches, ends) = (batches.clone(), ends.clone());
-            match blocking(move || store.append(&topic, &batches, &ends)).await {
+            match blocking(move || store.append(&topic, &part, &ends)).await {
                 Ok(turned) => {
                     // Now that the table has them.
                     self.sinks.store.release(&self.topic, count);
+                    left.drain(..count);
                     self.say(&turned);
                     let topic = [&*self.topic];
                     self.sinks.metrics.stored_rows.with_label_values(&topic).inc_by(rows as u64);
                     self.is_well();
-                    return Ok(());
+                    wait = RETRY_MIN;
+                    continue;
                 }
                 Err(error) if self.sinks.stop.is_cancelled() => return Err(error),
+                // Queries have the memory, or there is little: fewer rows take less of it.
+                Err(error) if error.kind() == ErrorKind::Exhausted && count > 1 => {
+                    tracing::debug!(topic = %self.topic, %error, count, "storing fewer batches at once");
+                    at_once = count / 2;
+                    continue;
+                }
                 Err(error) => {
                     tracing::error!(topic = %self.topic, %error, "cannot store rows, trying again");
                     self.is_in_trouble(error, false);
@@ -414,6 +430,7 @@ impl Sink {
             self.sinks.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
             wait = (wait * 2).min(RETRY_MAX);
         }
+        Ok(())
     }
 
     /// One record of another type does that to all of a column, so somebody should know.

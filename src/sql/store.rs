@@ -18,7 +18,7 @@ use super::duck::{Connection, Database, failure};
 use super::growth::{Step, Turned, Values, changes, fitted, grown, is_wide_in, turned, wide_rows};
 use super::tail::Pending;
 use super::types::{quoted, stored_batch, stored_schema, type_in_sql};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::stream::encoded::EncodedBatch;
 use crate::stream::window::Positions;
 
@@ -42,15 +42,21 @@ const GROUP_ROWS: u64 = 122_880;
 pub struct Store {
     /// One writes at a time.
     writer: Mutex<duckdb::Connection>,
+    database: Arc<Database>,
     tables: RwLock<Tables>,
     commits: AtomicU64,
     /// What sinks have read and not stored yet, by topic.
     pending: Mutex<HashMap<Arc<str>, Pending>>,
     /// Where each topic goes on, as `positions` asks it of the file.
-    nexts: Mutex<HashMap<Arc<str>, Positions>>,
+    nexts: Mutex<Nexts>,
     /// Where the file is.
     path: PathBuf,
+    /// Why DuckDB has given the file up, which it does when it cannot write its log into it.
+    lost: Mutex<Option<Error>>,
 }
+
+/// By topic.
+pub type Nexts = HashMap<Arc<str>, Positions>;
 
 /// By topic.
 pub type Tables = HashMap<Arc<str>, Table>;
@@ -87,43 +93,76 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written, or its tables are not ours.
-    pub fn open(database: &Database) -> Result<Self> {
+    pub fn open(database: &Arc<Database>) -> Result<Self> {
         let connection = database.crate_connection()?;
         connection.execute_batch(TABLES).map_err(failed)?;
-        let mut tables = HashMap::new();
-        {
-            let sql = "select topic, table_name, arrow_schema from stored._karrow.topics";
-            let mut known = connection.prepare(sql).map_err(failed)?;
-            let mut rows = known.query([]).map_err(failed)?;
-            while let Some(row) = rows.next().map_err(failed)? {
-                let topic: String = row.get(0).map_err(failed)?;
-                let name: String = row.get(1).map_err(failed)?;
-                let schema: Vec<u8> = row.get(2).map_err(failed)?;
-                let columns = schema_of(&schema).map_err(|why| {
-                    Error::invalid(format!("stored._karrow.topics: topic '{topic}': {why}"))
-                })?;
-                tables.insert(Arc::from(topic), Table { name, columns });
-            }
-        }
-        let mut nexts: HashMap<Arc<str>, BTreeMap<i32, i64>> = HashMap::new();
-        {
-            let sql = "select topic, \"partition\", next_offset from stored._karrow.offsets";
-            let mut known = connection.prepare(sql).map_err(failed)?;
-            let mut rows = known.query([]).map_err(failed)?;
-            while let Some(row) = rows.next().map_err(failed)? {
-                let topic: String = row.get(0).map_err(failed)?;
-                let (partition, next) = (row.get(1).map_err(failed)?, row.get(2).map_err(failed)?);
-                nexts.entry(Arc::from(topic)).or_default().insert(partition, next);
-            }
-        }
-        let nexts = nexts.into_iter().map(|(topic, next)| (topic, Positions::named(&next)));
-        let nexts = Mutex::new(nexts.collect());
+        let (tables, nexts) = noted(&connection)?;
         let sql = "select path from duckdb_databases() where database_name = 'stored'";
         let path = connection.query_row(sql, [], |row| row.get::<_, Option<String>>(0));
-        let path = PathBuf::from(path.map_err(failed)?.unwrap_or_default());
-        let (tables, commits) = (RwLock::new(tables), AtomicU64::new(0));
-        let (writer, pending) = (Mutex::new(connection), Mutex::default());
-        Ok(Self { writer, tables, commits, pending, nexts, path })
+        Ok(Self {
+            writer: Mutex::new(connection),
+            database: database.clone(),
+            tables: RwLock::new(tables),
+            commits: AtomicU64::new(0),
+            pending: Mutex::default(),
+            nexts: Mutex::new(nexts),
+            path: PathBuf::from(path.map_err(failed)?.unwrap_or_default()),
+            lost: Mutex::default(),
+        })
+    }
+
+    /// Why the file is not open at this moment; whoever writes next tries to open it again.
+    pub fn lost(&self) -> Option<Error> {
+        self.lost.lock().clone()
+    }
+
+    /// Does something with the connection that writes.
+    fn write<T>(&self, work: impl FnOnce(&duckdb::Connection) -> Result<T>) -> Result<T> {
+        let mut writer = self.writer.lock();
+        if self.lost().is_some() {
+            self.open_again(&mut writer)?;
+        }
+        let worked = work(&writer);
+        if let Err(error) = &worked
+            && is_invalidated(error)
+        {
+            tracing::error!(%error, "DuckDB has given up its file, which is opened again");
+            *self.lost.lock() = Some(error.clone());
+        }
+        worked
+    }
+
+    /// DuckDB keeps a file that it has given up as it was after the last commit, and lets it be attached again, once nothing
+    /// holds it any more: it makes sure of that itself.
+    fn open_again(&self, writer: &mut duckdb::Connection) -> Result<()> {
+        let (tables, nexts) = self.attach_again(writer).map_err(|error| {
+            let what = match error.message().contains("must be restarted") {
+                true => {
+                    "DuckDB has failed for good, restart karrow; nothing that was stored is lost"
+                }
+                false => "DuckDB opens it again, once it has memory and no query holds it",
+            };
+            let why = format!("{}: {what}: {}", self.path.display(), error.message());
+            let error = Error::new(ErrorKind::Unavailable, why);
+            *self.lost.lock() = Some(error.clone());
+            error
+        })?;
+        *self.tables.write() = tables;
+        *self.nexts.lock() = nexts;
+        self.commits.fetch_add(1, Ordering::Release);
+        *self.lost.lock() = None;
+        tracing::info!("DuckDB has opened its file again");
+        Ok(())
+    }
+
+    fn attach_again(&self, writer: &mut duckdb::Connection) -> Result<(Tables, Nexts)> {
+        // Statements that were prepared before hold what is to be closed.
+        *writer = self.database.crate_connection()?;
+        // It may be detached already, and queries still hold it.
+        let _ = writer.execute_batch(&format!("detach {DATABASE}"));
+        let path = self.path.display().to_string().replace('\'', "''");
+        writer.execute_batch(&format!("attach '{path}' as {DATABASE}")).map_err(failed)?;
+        noted(writer)
     }
 
     /// The tables, by topic.
@@ -170,19 +209,11 @@ impl Store {
     /// # Errors
     /// DuckDB's.
     pub fn positions(&self, topic: &str) -> Result<Option<Positions>> {
-        let writer = self.writer.lock();
-        let sql = "select \"partition\", next_offset from stored._karrow.offsets where topic = ?";
-        let mut stored = writer.prepare(sql).map_err(failed)?;
-        let mut rows = stored.query(params![topic]).map_err(failed)?;
-        let mut positions = BTreeMap::new();
-        while let Some(row) = rows.next().map_err(failed)? {
-            positions.insert(row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
-        }
-        Ok((!positions.is_empty()).then(|| Positions::named(&positions)))
+        self.write(|writer| positions(writer, topic))
     }
 
     /// Where each topic goes on, that anything is stored of, without asking the file.
-    pub fn nexts(&self) -> HashMap<Arc<str>, Positions> {
+    pub fn nexts(&self) -> Nexts {
         self.nexts.lock().clone()
     }
 
@@ -226,8 +257,8 @@ impl Store {
         Ok(())
     }
 
-    /// Stores rows of `topic`, after which it goes on at `ends`: all of it, or nothing. Returns what has become text for it.
-    /// Blocks.
+    /// Stores rows of `topic`, after which it goes on at `ends`: all of it, or nothing; nothing, too, if it is there already.
+    /// Returns what has become text for it. Blocks.
     ///
     /// # Errors
     /// DuckDB's, such as a full disk.
@@ -239,6 +270,11 @@ impl Store {
     ) -> Result<Vec<Turned>> {
         let mut turned = Vec::new();
         self.change(|writer, tables| {
+            // DuckDB may have said that a transaction failed whose rows are there.
+            let is_done = positions(writer, topic)?.is_some_and(|at| at.covers(ends));
+            if is_done && !batches.is_empty() {
+                return Ok(None);
+            }
             go_on_at(writer, topic, ends)?;
             let Some(first) = batches.first() else { return Ok(None) };
             let mut table = table(writer, tables, topic, &first.schema())?;
@@ -266,7 +302,7 @@ impl Store {
     /// # Errors
     /// DuckDB's.
     pub fn checkpoint(&self) -> Result<()> {
-        self.writer.lock().execute_batch("checkpoint stored").map_err(failed)
+        self.write(|writer| writer.execute_batch("checkpoint stored").map_err(failed))
     }
 
     /// Lets rows go that are older than `age_max` by their timestamps, and while the file has more than `bytes_max` the oldest
@@ -296,7 +332,7 @@ impl Store {
                 "delete from stored.main.{name} where rowid in \
                  (select rowid from stored.main.{name} order by rowid limit {GROUP_ROWS})"
             );
-            gone += self.writer.lock().execute(&oldest, []).map_err(failed)? as u64;
+            gone += self.execute(&oldest)?;
             self.commits.fetch_add(1, Ordering::Release);
             // The first one makes blocks free, the second one counts them.
             self.checkpoint()?;
@@ -315,7 +351,9 @@ impl Store {
         let mut largest: Option<(Table, u64)> = None;
         for table in self.tables().into_values() {
             let sql = format!("select count(*) from stored.main.{}", quoted(&table.name));
-            let rows = self.writer.lock().query_row(&sql, [], |row| row.get::<_, u64>(0));
+            let rows = self.write(|writer| {
+                writer.query_row(&sql, [], |row| row.get::<_, u64>(0)).map_err(failed)
+            });
             // A table that cannot be read keeps no other from being looked after.
             let Ok(rows) = rows else { continue };
             if largest.as_ref().is_none_or(|(_, most)| rows > *most) {
@@ -332,9 +370,9 @@ impl Store {
             let name = quoted(&table.name);
             let sql = format!("delete from stored.main.{name} where {}", condition(&name));
             // A table that cannot be written keeps no other from being looked after.
-            match self.writer.lock().execute(&sql, []) {
-                Ok(rows) => gone += rows as u64,
-                Err(error) => failure = Some(failed(error)),
+            match self.execute(&sql) {
+                Ok(rows) => gone += rows,
+                Err(error) => failure = Some(error),
             }
         }
         if gone > 0 {
@@ -346,14 +384,20 @@ impl Store {
         }
     }
 
+    /// Runs a statement; returns how many rows it has changed.
+    fn execute(&self, sql: &str) -> Result<u64> {
+        self.write(|writer| writer.execute(sql, []).map(|rows| rows as u64).map_err(failed))
+    }
+
     /// Bytes of the file that are in use.
     ///
     /// # Errors
     /// DuckDB's.
     pub fn bytes(&self) -> Result<u64> {
         let sql = "select (used_blocks * block_size)::bigint from pragma_database_size() where database_name = 'stored'";
-        let bytes = self.writer.lock().query_row(sql, [], |row| row.get::<_, i64>(0));
-        bytes.map(|bytes| u64::try_from(bytes).unwrap_or(0)).map_err(failed)
+        let bytes = self
+            .write(|writer| writer.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(failed));
+        bytes.map(|bytes| u64::try_from(bytes).unwrap_or(0))
     }
 
     /// Bytes of the file, and of the log behind it, on the disk.
@@ -369,28 +413,70 @@ impl Store {
         &self,
         change: impl FnOnce(&duckdb::Connection, &Tables) -> Result<Option<(Arc<str>, Table)>>,
     ) -> Result<()> {
-        let writer = self.writer.lock();
-        // Whatever has happened, it must not go on in a transaction.
-        let _ = writer.execute_batch("rollback");
-        writer.execute_batch("begin transaction").map_err(failed)?;
-        let tables = self.tables.read().clone();
-        let changed = change(&writer, &tables).and_then(|table| {
-            // With the lock, so that nobody who begins to read sees one of them without the other, see `begin`.
-            let mut tables = self.tables.write();
-            writer.execute_batch("commit").map_err(failed)?;
-            tables.extend(table);
-            self.commits.fetch_add(1, Ordering::Release);
-            Ok(())
-        });
-        match changed {
-            Ok(()) => Ok(()),
-            Err(error) => {
+        self.write(|writer| {
+            // Whatever has happened, it must not go on in a transaction.
+            let _ = writer.execute_batch("rollback");
+            writer.execute_batch("begin transaction").map_err(failed)?;
+            let tables = self.tables.read().clone();
+            let changed = change(writer, &tables).and_then(|table| {
+                // With the lock, so that nobody who begins to read sees one of them without the other, see `is_seen`.
+                let mut tables = self.tables.write();
+                writer.execute_batch("commit").map_err(failed)?;
+                tables.extend(table);
+                self.commits.fetch_add(1, Ordering::Release);
+                Ok(())
+            });
+            if changed.is_err() {
                 // What was begun may have ended with its failure.
                 let _ = writer.execute_batch("rollback");
-                Err(error)
             }
-        }
+            changed
+        })
     }
+}
+
+/// Whether DuckDB has given a database up, which is a matter of its texts alone.
+fn is_invalidated(error: &Error) -> bool {
+    error.message().contains("has been invalidated")
+}
+
+/// What a file says of its tables.
+fn noted(connection: &duckdb::Connection) -> Result<(Tables, Nexts)> {
+    let mut tables = HashMap::new();
+    let sql = "select topic, table_name, arrow_schema from stored._karrow.topics";
+    let mut known = connection.prepare(sql).map_err(failed)?;
+    let mut rows = known.query([]).map_err(failed)?;
+    while let Some(row) = rows.next().map_err(failed)? {
+        let topic: String = row.get(0).map_err(failed)?;
+        let name: String = row.get(1).map_err(failed)?;
+        let schema: Vec<u8> = row.get(2).map_err(failed)?;
+        let columns = schema_of(&schema).map_err(|why| {
+            Error::invalid(format!("stored._karrow.topics: topic '{topic}': {why}"))
+        })?;
+        tables.insert(Arc::from(topic), Table { name, columns });
+    }
+    let mut nexts: HashMap<Arc<str>, BTreeMap<i32, i64>> = HashMap::new();
+    let sql = "select topic, \"partition\", next_offset from stored._karrow.offsets";
+    let mut known = connection.prepare(sql).map_err(failed)?;
+    let mut rows = known.query([]).map_err(failed)?;
+    while let Some(row) = rows.next().map_err(failed)? {
+        let topic: String = row.get(0).map_err(failed)?;
+        let (partition, next) = (row.get(1).map_err(failed)?, row.get(2).map_err(failed)?);
+        nexts.entry(Arc::from(topic)).or_default().insert(partition, next);
+    }
+    let nexts = nexts.into_iter().map(|(topic, next)| (topic, Positions::named(&next)));
+    Ok((tables, nexts.collect()))
+}
+
+fn positions(writer: &duckdb::Connection, topic: &str) -> Result<Option<Positions>> {
+    let sql = "select \"partition\", next_offset from stored._karrow.offsets where topic = ?";
+    let mut stored = writer.prepare_cached(sql).map_err(failed)?;
+    let mut rows = stored.query(params![topic]).map_err(failed)?;
+    let mut positions = BTreeMap::new();
+    while let Some(row) = rows.next().map_err(failed)? {
+        positions.insert(row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+    }
+    Ok((!positions.is_empty()).then(|| Positions::named(&positions)))
 }
 
 fn go_on_at(writer: &duckdb::Connection, topic: &str, ends: &Positions) -> Result<()> {

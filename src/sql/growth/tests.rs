@@ -54,8 +54,8 @@ fn stored(arrays: &[ArrayRef], at_once: bool) -> (String, Vec<String>, Vec<Turne
     let store = Store::open(&database).expect("a store");
     let batches: Vec<RecordBatch> = arrays.iter().cloned().map(everywhere).collect();
     let mut turned = Vec::new();
-    for batches in batches.chunks(if at_once { batches.len() } else { 1 }) {
-        let ends = Positions::new(vec![1]);
+    for (n, batches) in (1..).zip(batches.chunks(if at_once { batches.len() } else { 1 })) {
+        let ends = Positions::new(vec![n]);
         turned.extend(store.append(&"t".into(), batches, &ends).expect("stored"));
     }
     let mut found = PLACES.iter().map(|place| {

@@ -282,6 +282,9 @@ fn streams_config(settings: &Settings, topics: Vec<String>) -> StreamsConfig {
     }
 }
 
+/// What DuckDB needs to write its log into its file, while queries leave it some.
+const STORING_MEMORY_BYTES_MIN: usize = 64 << 20;
+
 fn sql_config(settings: &Settings, warnings: &mut Vec<Warning>) -> Result<SqlConfig> {
     for (name, query) in &settings.queries {
         if !query_name_is_legal(name) {
@@ -303,12 +306,18 @@ fn sql_config(settings: &Settings, warnings: &mut Vec<Warning>) -> Result<SqlCon
             warnings.push(Warning(why));
         }
     }
+    let memory_bytes_max = bytes(settings.sql_memory, 512 << 20);
+    if is_stored && memory_bytes_max < STORING_MEMORY_BYTES_MIN {
+        let min = STORING_MEMORY_BYTES_MIN >> 20;
+        let why = format!("sql-memory: storing (--persist) takes at least {min}MiB");
+        return Err(Error::invalid(why));
+    }
     let file = || settings.db_path.clone().unwrap_or_else(|| PathBuf::from("karrow.duckdb"));
     Ok(SqlConfig {
         file: is_stored.then(file),
         stored_age_max: settings.db_max_age.map(|Span(age)| age),
         stored_bytes_max: settings.db_max_size.map(|ByteSize(bytes)| bytes),
-        memory_bytes_max: bytes(settings.sql_memory, 512 << 20),
+        memory_bytes_max,
         threads: threads(settings.sql_threads.map_or(0, |Count(asked)| asked)),
         time_max: span(settings.sql_time, Duration::from_secs(30)),
         queries_max: settings.sql_concurrency.map_or(4, |Count(queries)| queries),

@@ -86,6 +86,14 @@ pub struct Metrics {
     pub store_errors: IntCounterVec,
     /// Offsets that Kafka had deleted before they were stored, by topic.
     pub store_skipped: IntCounterVec,
+    /// Records between what is stored of a topic and its end, as far as it is known, by topic.
+    pub store_lag: IntGaugeVec,
+    /// Bytes of DuckDB's file (`used`: of what is in it; `file`: on the disk, with the log behind it).
+    pub store_bytes: IntGaugeVec,
+    /// Stored rows that were too old or too many.
+    pub store_expired: IntCounter,
+    /// Stored columns that have become text because no other type holds all of their values, by topic.
+    pub store_widened: IntCounterVec,
     /// SQL queries, by outcome (`ok`, or the kind of error).
     pub sql_queries: IntCounterVec,
     /// How long they took, from the question to the last row.
@@ -251,6 +259,25 @@ impl Metrics {
             store_skipped: make.counters(
                 "karrow_store_skipped_offsets_total",
                 "Offsets that Kafka had deleted before they were stored.",
+                &["topic"],
+            )?,
+            store_lag: make.gauges(
+                "karrow_store_lag_records",
+                "Records between what is stored of a topic and its end, as far as it is known.",
+                &["topic"],
+            )?,
+            store_bytes: make.gauges(
+                "karrow_store_bytes",
+                "Bytes of DuckDB's file: used, of what is in it; file, on the disk, with the log behind it.",
+                &["state"],
+            )?,
+            store_expired: make.counter(
+                "karrow_store_expired_rows_total",
+                "Stored rows that were let go, because they were too old or too many.",
+            )?,
+            store_widened: make.counters(
+                "karrow_store_columns_widened_total",
+                "Stored columns and fields that have become text, because no other type holds all of their values.",
                 &["topic"],
             )?,
             sql_queries: make.counters(

@@ -424,6 +424,11 @@ fn a_mistake_ends_the_process_with_64() {
             "'f=l=g'",
         ),
         (vec!["serve", "--embedded", "--brokers", "k:1"], vec![], "exclude each other"),
+        (
+            vec!["serve", "--persist", "--sql-memory", "63MiB"],
+            vec![],
+            "sql-memory: storing (--persist) takes at least 64MiB",
+        ),
         (vec!["serve", "--payload-format", "avro"], vec![], "avro: needs --schema-registry"),
         (
             vec!["serve", "--schema-registry", "ftp://x"],

@@ -40,25 +40,42 @@ async fn follow(karrow: &Karrow, topic: &str) -> FlightRecordBatchStream {
 
 /// The metrics of SQL, each of which has moved.
 fn move_those_of_sql() -> Vec<String> {
-    let kafka = Kafka::with(&[("q", 1)]);
+    let kafka = Kafka::with(&[("q", 1), ("w", 1)]);
     kafka.put("q", 0, "first");
+    kafka.put("w", 0, r#"{"a":1}"#);
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("q.duckdb");
     let is_some = |count: f64| count > 0.0;
-    let mut flags = vec!["--topics", "q", "--start", "earliest", "--persist"];
+    let mut flags = vec!["--topics", "q,w", "--start", "earliest", "--persist"];
     flags.extend(["--db-path", file.to_str().expect("UTF-8")]);
     let mut karrow = Karrow::with(&kafka, &flags, |_| {});
     karrow.await_metric("karrow_stored_rows_total{topic=\"q\"}", is_some);
+    karrow.await_metric("karrow_stored_rows_total{topic=\"w\"}", is_some);
+    let widened = "karrow_store_columns_widened_total{topic=\"w\"}";
+    assert_eq!(karrow.metric(widened), 0.0);
+    kafka.put("w", 0, r#"{"a":"x"}"#);
+    karrow.await_metric(widened, |count| count == 1.0);
+    // What comes is stored after a second at most, and is not stored before.
+    let lag = "karrow_store_lag_records{topic=\"w\"}";
+    eventually("a lag", || {
+        kafka.put("w", 0, r#"{"a":"x"}"#);
+        (karrow.metric(lag) > 0.0).then_some(())
+    });
+    karrow.await_metric(lag, |lag| lag == 0.0);
+    karrow.await_metric("karrow_store_bytes{state=\"file\"}", is_some);
     karrow.stop().join().expect("it stops");
     kafka.put_all("q", 0, (0..80).map(|_| "x".repeat(100_000)));
     flags.extend(["--buffer-limit", "1", "--when-full", "error"]);
     let karrow = Karrow::with(&kafka, &flags, |config| {
         let sql = "select count(*) from q".to_owned();
+        config.sql.stored_age_max = Some(Duration::from_millis(1));
         config.sql.queries = [("n".to_owned(), QuerySettings { sql, max_age: None })].into();
     });
     karrow.await_metric("karrow_stored_rows_total{topic=\"q\"}", is_some);
     // The mock cluster keeps five megabytes, so the rest was deleted before it was stored.
     karrow.await_metric("karrow_store_skipped_offsets_total{topic=\"q\"}", is_some);
+    karrow.await_metric("karrow_store_bytes{state=\"used\"}", is_some);
+    karrow.await_metric("karrow_store_expired_rows_total", is_some);
     // The window is full, which ends the stream.
     kafka.put("q", 0, "second");
     karrow.await_metric("karrow_store_errors_total{topic=\"q\"}", is_some);
@@ -76,6 +93,10 @@ fn move_those_of_sql() -> Vec<String> {
         "stored_rows_total",
         "store_skipped_offsets_total",
         "store_errors_total",
+        "store_lag_records",
+        "store_bytes",
+        "store_expired_rows_total",
+        "store_columns_widened_total",
         "sql_running",
         "named_queries_total",
     ];

@@ -177,6 +177,53 @@ fn columns_grow_and_nothing_is_lost() {
     assert_eq!(rows(&karrow, &question("stored.t where \"offset\" < 4")), expected);
 }
 
+/// The texts of a topic's numbers, in every place that they have.
+const TEXTS: &str =
+    "select payload.n::varchar as n, payload.l[1]::varchar as l, payload.s[1].x::varchar as x from";
+
+fn texts_of(text: &str) -> Value {
+    json!({"n": text, "l": text, "x": text})
+}
+
+#[test]
+fn integers_that_no_double_holds_keep_their_digits() {
+    let wide = "-9007199254740993";
+    for (first, then, shown) in
+        [(wide, "0.5", [wide, "0.5"]), ("0.5", wide, ["0.5", wide]), ("3", "0.5", ["3.0", "0.5"])]
+    {
+        let kafka = Kafka::with(&[("t", 1)]);
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("k.duckdb");
+        let record =
+            |number: &str| format!(r#"{{"n":{number},"l":[{number}],"s":[{{"x":{number}}}]}}"#);
+        let ordered = |table: &str| format!("{TEXTS} {table} order by \"offset\"");
+        kafka.put("t", 0, record(first));
+        let karrow = storing(&kafka, &file, "t", |_| {});
+        await_rows(&karrow, &ordered("stored.t"), &[texts_of(first)]);
+        end(karrow);
+
+        // Another process does not know what was seen before.
+        let path = file.to_str().expect("UTF-8");
+        let flags = ["--topics", "t", "--persist", "--db-path", path];
+        let karrow = Karrow::with(&kafka, &flags, |_| {});
+        await_rows(&karrow, &ordered("t"), &[texts_of(first)]);
+        kafka.put("t", 0, record(then));
+        // Before the table has become another one, and after that.
+        eventually("both numbers", || {
+            let found = rows(&karrow, &ordered("t"));
+            if found.len() == 1 {
+                assert_eq!(found, [texts_of(first)]);
+                return None;
+            }
+            assert_eq!(found, shown.map(texts_of));
+            Some(())
+        });
+        await_rows(&karrow, &ordered("stored.t"), &shown.map(texts_of));
+        assert_eq!(rows(&karrow, &ordered("t")), shown.map(texts_of));
+        assert_eq!(rows(&karrow, "select count(error) as n from t"), [json!({"n": 0})]);
+    }
+}
+
 #[test]
 fn rows_leave_when_they_are_too_old() {
     let kafka = Kafka::with(&[("t", 1)]);
@@ -262,4 +309,275 @@ fn a_file_of_somebody_else_refuses_the_start() {
         "/nowhere/at/all.duckdb",
     ]);
     assert!(error.contains("/nowhere/at/all.duckdb"), "{error}");
+}
+
+#[test]
+fn a_bad_record_that_ends_a_stream_does_not_end_storing() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    kafka.put_all("t", 0, [r#"{"n":1}"#, "bad"]);
+    let path = file.to_str().expect("UTF-8");
+    let mut flags = vec!["--topics", "t", "--start", "earliest", "--persist", "--db-path", path];
+    flags.extend(["--payload-format", "json", "--on-bad-record", "fail"]);
+    let karrow = Karrow::with(&kafka, &flags, |_| {});
+    await_rows(&karrow, "select payload.n from stored.t", &[json!({"n": 1})]);
+    let why = eventually("the trouble", || {
+        let (status, text) = karrow.get("/readyz");
+        (status == 503).then_some(text)
+    });
+    assert!(why.contains("topic 't' is not stored, trying again: bad record t:0:1"), "{why}");
+    // The mock cluster keeps five megabytes, so it lets go of the bad record.
+    let filling = "x".repeat(100_000);
+    kafka.put_all("t", 0, (0..80).map(|n| format!(r#"{{"n":{n},"x":"{filling}"}}"#)));
+    await_rows(&karrow, "select max(payload.n) as n from stored.t", &[json!({"n": 79})]);
+    eventually("it is well", || (karrow.get("/readyz").0 == 200).then_some(()));
+}
+
+#[test]
+fn a_topic_that_was_made_anew_is_not_stored_any_more() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    let first = Kafka::with(&[("t", 1)]);
+    first.put_all("t", 0, [r#"{"n":1}"#, r#"{"n":2}"#, r#"{"n":3}"#]);
+    let karrow = storing(&first, &file, "t", |_| {});
+    await_rows(&karrow, "select count(*) as n from stored.t", &[json!({"n": 3})]);
+    end(karrow);
+    let second = Kafka::with(&[("t", 1), ("u", 1)]);
+    second.put("t", 0, r#"{"n":4}"#);
+    let karrow = storing(&second, &file, "t,u", |_| {});
+    let why = eventually("the trouble", || {
+        let (status, text) = karrow.get("/readyz");
+        (status == 503).then_some(text)
+    });
+    let expected =
+        "topic 't' is not stored any more: partition 0 is stored up to offset 3 but ends at 1";
+    assert!(
+        why.starts_with(expected) && why.contains("To store the new one, stop karrow"),
+        "{why}"
+    );
+    assert!(!why.contains("again"), "{why}");
+    // What was stored stays as it was, and other topics are stored.
+    second.put_all("t", 0, [r#"{"n":5}"#, r#"{"n":6}"#, r#"{"n":7}"#]);
+    second.put("u", 0, r#"{"n":1}"#);
+    await_rows(&karrow, "select count(*) as n from stored.u", &[json!({"n": 1})]);
+    let sums = "select sum(payload.n)::int as n from stored.t";
+    assert_eq!(rows(&karrow, sums), [json!({"n": 6})]);
+    assert_eq!(karrow.get("/readyz").0, 503);
+}
+
+/// Does something with DuckDB's file while no karrow has it.
+fn with_file(file: &Path, sql: &str) {
+    let database = Database::in_memory(&[("threads", "1")]).expect("a database");
+    let connection = database.connect().expect("a connection");
+    connection.execute(&format!("attach '{}' as stored", file.display())).expect("attached");
+    connection.execute(sql).expect(sql);
+    connection.execute("detach stored").expect("closed");
+}
+
+#[test]
+fn a_topic_that_fails_fails_only_those_who_ask_for_it() {
+    let kafka = Kafka::with(&[("bad", 1), ("good", 1), ("late", 1)]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    for topic in ["bad", "good"] {
+        kafka.put(topic, 0, r#"{"n":1}"#);
+    }
+    let karrow = storing(&kafka, &file, "bad,good", |_| {});
+    for topic in ["bad", "good"] {
+        let sql = format!("select count(*) as n from stored.{topic}");
+        await_rows(&karrow, &sql, &[json!({"n": 1})]);
+    }
+    end(karrow);
+    // Somebody has taken its table away.
+    with_file(&file, "drop table stored.main.bad");
+    kafka.put("bad", 0, r#"{"n":2.5}"#);
+    let karrow = storing(&kafka, &file, "bad,good,late", |_| {});
+    await_rows(&karrow, "select count(*) as n from good", &[json!({"n": 1})]);
+    kafka.put("good", 0, r#"{"n":2}"#);
+    kafka.put("late", 0, r#"{"n":3}"#);
+    await_rows(&karrow, "select count(*) as n from stored.good", &[json!({"n": 2})]);
+    await_rows(
+        &karrow,
+        "select sum(n)::int as n from (select payload.n from good union all select payload.n from late)",
+        &[json!({"n": 6})],
+    );
+    for table in ["bad", "live.bad"] {
+        let reply = karrow.connect().call(&["SQL", &format!("select * from {table}")]);
+        let error = reply.error();
+        assert!(error.contains("topic 'bad'") && error.contains("does not exist"), "{error}");
+    }
+    let (status, why) = karrow.get("/readyz");
+    assert!(status == 503 && why.contains("topic 'bad'"), "{why}");
+}
+
+#[test]
+fn topics_may_be_called_as_catalogs_and_schemas_are() {
+    let names = [
+        "main",
+        "live",
+        "stored",
+        "memory",
+        "temp",
+        "system",
+        "pg_catalog",
+        "information_schema",
+        "_karrow",
+        "a.b",
+        "stored.t",
+        "live.t",
+        "stored.main.t",
+        "t",
+        "topic",
+        "partition",
+        "offset",
+        "payload",
+        "offsets",
+        "tail",
+        "select",
+        "live_scan",
+        "topics",
+        "1-2",
+    ];
+    let topics: Vec<(&str, i32)> = names.iter().map(|name| (*name, 1)).collect();
+    let kafka = Kafka::with(&topics);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    for (n, topic) in names.iter().enumerate() {
+        kafka.put(topic, 0, format!(r#"{{"n":{n}}}"#));
+    }
+    for start in ["once", "and again"] {
+        let karrow = storing(&kafka, &file, &names.join(","), |_| {});
+        for (n, topic) in names.iter().enumerate() {
+            for place in ["", "memory.main.", "stored.", "stored.main.", "live.", "live.main."] {
+                let sql = format!("select topic, payload.n from {place}\"{topic}\"");
+                await_rows(&karrow, &sql, &[json!({"topic": topic, "n": n})]);
+            }
+        }
+        let known = "select count(*) as n from stored._karrow.topics";
+        assert_eq!(rows(&karrow, known), [json!({"n": names.len()})], "{start}");
+        end(karrow);
+    }
+}
+
+/// A store in `file`, where DuckDB has so much memory.
+fn store_with(file: &Path, memory: &str) -> (Arc<Database>, Store) {
+    let settings = [("threads", "1"), ("max_memory", memory), ("temp_directory", "")];
+    let database = Database::in_memory(&settings).expect("a database");
+    let connection = database.connect().expect("a connection");
+    connection.execute(&format!("attach '{}' as stored", file.display())).expect("attached");
+    // As queries have it.
+    connection.execute("set enable_external_access = false").expect("set");
+    connection.execute("set lock_configuration = true").expect("set");
+    let store = Store::open(&database).expect("a store");
+    (database, store)
+}
+
+/// Rows with so many offsets, of about 300 bytes each.
+fn numbered(rows: std::ops::Range<i64>) -> RecordBatch {
+    let offsets: ArrayRef = Arc::new(Int64Array::from_iter_values(rows.clone()));
+    let noise = |n: i64| format!("{:016x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15_u64 as i64));
+    let texts = rows.map(|n| (0..18).map(|m| noise(n * 18 + m)).collect::<String>());
+    let texts: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
+    RecordBatch::try_from_iter([("offset", offsets), ("text", texts)]).expect("a batch")
+}
+
+/// How many rows a table has, and how many offsets.
+fn counted(database: &Database, table: &str) -> (i64, i64) {
+    let rows = database.crate_connection().expect("a connection");
+    let sql = format!("select count(*), count(distinct \"offset\") from stored.{table}");
+    rows.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?))).expect("counts")
+}
+
+#[test]
+fn a_file_that_duckdb_has_given_up_is_opened_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    let topic: Arc<str> = "t".into();
+    let (database, store) = store_with(&file, "64MiB");
+    let append = |part: i64| {
+        let rows = numbered(part * 5000..(part + 1) * 5000);
+        store.append(&topic, &[rows], &Positions::new(vec![(part + 1) * 5000]))
+    };
+    (0..3).for_each(|part| drop(append(part).expect("stored")));
+    // Queries have all of the memory, so what is in the log cannot be written into the file.
+    let greedy = database.connect().expect("a connection");
+    greedy
+        .execute("create temp table hog as select md5(i::varchar) h from range(1000) t(i)")
+        .expect("made");
+    while greedy.execute("insert into hog select md5(i::varchar) from range(10000) t(i)").is_ok() {}
+    while greedy.execute("insert into hog values (md5('1'))").is_ok() {}
+    let error = store.checkpoint().expect_err("no memory");
+    assert!(error.to_string().contains("has been invalidated"), "{error}");
+    assert!(store.lost().is_some());
+    // A query that began before holds the file.
+    greedy.execute("drop table hog").expect("dropped");
+    let reader = database.connect().expect("a connection");
+    reader.execute("begin transaction read only").expect("begun");
+    let _ = reader.execute("from stored._karrow.topics limit 0");
+    let held = append(3);
+    reader.execute("rollback").expect("ended");
+    if let Err(error) = held {
+        assert!(error.to_string().contains("once it has memory and no query holds it"), "{error}");
+        assert!(store.lost().is_some());
+        append(3).expect("stored");
+    }
+    assert!(store.lost().is_none());
+    append(4).expect("stored");
+    store.checkpoint().expect("written");
+    assert_eq!(counted(&database, "t"), (25_000, 25_000));
+    assert_eq!(store.positions("t").expect("known"), Some(Positions::new(vec![25_000])));
+    drop((greedy, reader, store, database));
+    let (database, store) = store_with(&file, "64MiB");
+    assert_eq!(counted(&database, "t"), (25_000, 25_000));
+    assert_eq!(store.positions("t").expect("known"), Some(Positions::new(vec![25_000])));
+}
+
+#[test]
+fn whatever_queries_take_each_row_is_stored_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("k.duckdb");
+    let topic: Arc<str> = "t".into();
+    let (database, store) = store_with(&file, "64MiB");
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let rounds = 60;
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let greedy = database.connect().expect("a connection");
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let sql = "create or replace temp table hog as \
+                               select list(repeat('y', 100) || i order by i desc) from range(1000000) t(i)";
+                    let _ = greedy.execute(sql);
+                    let _ = greedy.execute("rollback");
+                }
+            });
+        }
+        for part in 0..rounds {
+            let ends = Positions::new(vec![(part + 1) * 2000]);
+            let rows = numbered(part * 2000..(part + 1) * 2000);
+            eventually("the rows", || {
+                store.append(&topic, std::slice::from_ref(&rows), &ends).ok()
+            });
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let all = rounds * 2000;
+    eventually("the file", || store.checkpoint().ok());
+    assert_eq!(counted(&database, "t"), (all, all));
+    drop((store, database));
+    let (database, _store) = store_with(&file, "64MiB");
+    assert_eq!(counted(&database, "t"), (all, all));
+}
+
+#[test]
+fn what_is_stored_is_not_stored_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (database, store) = store_with(&folder.path().join("k.duckdb"), "64MiB");
+    let topic: Arc<str> = "t".into();
+    for _ in 0..2 {
+        // DuckDB may call a transaction failed of which the rows are there.
+        store.append(&topic, &[numbered(0..10)], &Positions::new(vec![10])).expect("stored");
+    }
+    assert_eq!(counted(&database, "t"), (10, 10));
 }

@@ -263,7 +263,7 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", env = "KARROW_DB_MAX_SIZE")]
     pub db_max_size: Option<ByteSize>,
 
-    /// Memory of all SQL queries, and of what is written into the file [default: 512MiB]
+    /// Memory of all SQL queries, and of what is written into the file, which takes at least 64MiB [default: 512MiB]
     #[arg(long, value_name = "SIZE", env = "KARROW_SQL_MEMORY")]
     pub sql_memory: Option<ByteSize>,
 

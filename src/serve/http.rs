@@ -209,6 +209,9 @@ fn observe(state: &HttpState) {
         }
     }
     streams::observe(&state.streams, metrics);
+    if let Some(sinks) = &state.sinks {
+        sinks.observe();
+    }
     metrics.sessions.with_label_values(&["live"]).set(live);
     metrics.sessions.with_label_values(&["dormant"]).set(dormant);
 }
@@ -226,9 +229,8 @@ async fn ready(State(state): State<Arc<HttpState>>) -> Response {
         let text = "the schema registry does not answer\n";
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     }
-    if let Some((topic, error)) = state.sinks.as_ref().and_then(|sinks| sinks.trouble()) {
-        let text = format!("topic '{topic}' is not stored, trying again: {error}\n");
-        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    if let Some(trouble) = state.sinks.as_ref().and_then(|sinks| sinks.trouble()) {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{trouble}\n")).into_response();
     }
     let answer = tokio::time::timeout(READY_TIMEOUT, state.producer.topics()).await;
     let late = || Err(Error::new(ErrorKind::Timeout, "no broker has answered in time"));

@@ -468,11 +468,7 @@ impl Engine {
 
     /// Begins a transaction that sees what is there now.
     fn begin(&self, connection: &Connection) -> Result<Seeing> {
-        // Before the transaction, so that of what the window had, it finds all stored that it did not have any more.
-        let snapshot = self.catalog.snapshot(connection)?;
-        self.catalog.look_after(connection, &snapshot)?;
-        connection.execute("begin transaction read only")?;
-        Ok(Seeing::begin(snapshot))
+        self.catalog.begin(connection)
     }
 
     fn answer_once(
@@ -584,7 +580,7 @@ impl Gathered {
 }
 
 /// The file, as tables.
-fn attached(database: &Database, connection: &Connection, file: &Path) -> Result<Store> {
+fn attached(database: &Arc<Database>, connection: &Connection, file: &Path) -> Result<Store> {
     let cannot =
         |why: &str| Error::new(ErrorKind::Unavailable, format!("{}: {why}", file.display()));
     let path = file.to_str().ok_or_else(|| cannot("its path is no UTF-8"))?;

@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::buffer::NullBuffer;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Fields, Int64Type, Schema, SchemaRef, UInt64Type};
 
 use super::types::{quoted, stored_schema, type_in_sql};
 use crate::decode::column::{list_of, map_of};
@@ -15,25 +16,54 @@ use crate::decode::unite::{pair, unite};
 use crate::error::{Error, Result};
 use crate::stream::fit::Fit;
 
+/// A double holds every integer up to here, above and below zero.
+const EXACT_MAX: i64 = 1 << 53;
+
+/// A step from a value to one in it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// A column, or a field of a struct.
+    Field(String),
+    /// Each item of a list.
+    Item,
+    /// Each value of a map.
+    Value,
+}
+
+/// What has to be known of values, where types do not decide.
+pub trait Values {
+    /// Whether a column of the table has none; then it takes any other type.
+    ///
+    /// # Errors
+    /// The table cannot be asked.
+    fn is_empty(&mut self, column: &str) -> Result<bool>;
+
+    /// Whether an integer in this place is beyond ±2^53, in the table or in what comes: no double takes it as it is.
+    ///
+    /// # Errors
+    /// The table cannot be asked.
+    fn is_wide(&mut self, path: &[Step]) -> Result<bool>;
+}
+
 /// Columns that hold what those of `known` and those of `new` hold.
 ///
-/// `is_empty` says of a column of `known` that it has no values; then it takes any other type. `comes` says of a column of
-/// `new` that it has values; one without them changes nothing: of a topic whose values were not seen yet, the columns mean
-/// nothing.
+/// `comes` says of a column of `new` that it has values; one without them changes nothing: of a topic whose values were not
+/// seen yet, the columns mean nothing.
 ///
 /// # Errors
-/// Those of `is_empty`.
+/// Those of `values`.
 pub fn grown(
     known: &SchemaRef,
     new: &SchemaRef,
-    mut is_empty: impl FnMut(&str) -> Result<bool>,
     comes: impl Fn(&str) -> bool,
+    values: &mut dyn Values,
 ) -> Result<SchemaRef> {
     if known == new {
         return Ok(known.clone());
     }
     let mut fields: Vec<Field> =
         known.fields().iter().map(|field| field.as_ref().clone()).collect();
+    let mut holding = Holding { path: Vec::new(), values };
     for field in new.fields() {
         let Some(place) = fields.iter_mut().find(|known| known.name() == field.name()) else {
             fields.push(field.as_ref().clone().with_nullable(true));
@@ -43,46 +73,246 @@ pub fn grown(
             continue;
         }
         let data_type = match (place.data_type(), field.data_type()) {
-            (DataType::Binary, new) if is_empty(field.name())? => new.clone(),
-            (known, new) => holding(known, new),
+            (DataType::Binary, new) if holding.values.is_empty(field.name())? => new.clone(),
+            (known, new) => holding.below(Step::Field(field.name().clone()), known, new)?,
         };
         place.set_data_type(data_type);
     }
     Ok(Arc::new(Schema::new(fields)))
 }
 
-/// A type that holds the values of both: the wider one of numbers, text of all else, where nested values are JSON.
-fn holding(known: &DataType, new: &DataType) -> DataType {
-    match (known, new) {
-        (known, new) if known == new => known.clone(),
-        (DataType::Struct(known), DataType::Struct(new)) => DataType::Struct(fields(known, new)),
-        (DataType::List(known), DataType::List(new)) => {
-            list_of(holding(known.data_type(), new.data_type()))
-        }
-        (DataType::Map(known, _), DataType::Map(new, _)) => match (pair(known), pair(new)) {
-            (Some((key, known)), Some((new_key, new))) if key == new_key => {
-                map_of(key.clone(), holding(known, new))
+/// Finds types that hold the values of two.
+struct Holding<'a> {
+    /// Where these are.
+    path: Vec<Step>,
+    values: &'a mut dyn Values,
+}
+
+impl Holding<'_> {
+    fn below(&mut self, step: Step, known: &DataType, new: &DataType) -> Result<DataType> {
+        self.path.push(step);
+        let both = self.both(known, new);
+        self.path.pop();
+        both
+    }
+
+    /// The wider one of numbers, text of all else, where nested values are JSON.
+    fn both(&mut self, known: &DataType, new: &DataType) -> Result<DataType> {
+        Ok(match (known, new) {
+            (known, new) if known == new => known.clone(),
+            (DataType::Struct(known), DataType::Struct(new)) => {
+                DataType::Struct(self.fields(known, new)?)
             }
-            _ => DataType::Utf8,
-        },
-        (DataType::Binary | DataType::FixedSizeBinary(_), _)
-        | (_, DataType::Binary | DataType::FixedSizeBinary(_)) => DataType::Binary,
-        (known, new) => unite(known, new).unwrap_or(DataType::Utf8),
+            (DataType::List(known), DataType::List(new)) => {
+                list_of(self.below(Step::Item, known.data_type(), new.data_type())?)
+            }
+            (DataType::Map(known, _), DataType::Map(new, _)) => match (pair(known), pair(new)) {
+                (Some((key, known)), Some((new_key, new))) if key == new_key => {
+                    map_of(key.clone(), self.below(Step::Value, known, new)?)
+                }
+                _ => DataType::Utf8,
+            },
+            (DataType::Binary | DataType::FixedSizeBinary(_), _)
+            | (_, DataType::Binary | DataType::FixedSizeBinary(_)) => DataType::Binary,
+            (known, new) if is_long(known) && new.is_floating() && self.is_wide()? => {
+                DataType::Utf8
+            }
+            (known, new) if known.is_floating() && is_long(new) && self.is_wide()? => {
+                DataType::Utf8
+            }
+            (known, new) => unite(known, new).unwrap_or(DataType::Utf8),
+        })
+    }
+
+    fn is_wide(&mut self) -> Result<bool> {
+        self.values.is_wide(&self.path)
+    }
+
+    fn fields(&mut self, known: &Fields, new: &Fields) -> Result<Fields> {
+        let mut fields: Vec<Field> = known.iter().map(|field| field.as_ref().clone()).collect();
+        for field in new {
+            match fields.iter_mut().find(|known| known.name() == field.name()) {
+                Some(known) => {
+                    let step = Step::Field(field.name().clone());
+                    known.set_data_type(self.below(step, known.data_type(), field.data_type())?);
+                    known.set_nullable(true);
+                }
+                None => fields.push(field.as_ref().clone().with_nullable(true)),
+            }
+        }
+        Ok(fields.into())
     }
 }
 
-fn fields(known: &Fields, new: &Fields) -> Fields {
-    let mut fields: Vec<Field> = known.iter().map(|field| field.as_ref().clone()).collect();
-    for field in new {
-        match fields.iter_mut().find(|known| known.name() == field.name()) {
-            Some(known) => {
-                known.set_data_type(holding(known.data_type(), field.data_type()));
-                known.set_nullable(true);
-            }
-            None => fields.push(field.as_ref().clone().with_nullable(true)),
+/// Whether a type has integers that no double holds.
+fn is_long(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Int64 | DataType::UInt64)
+}
+
+/// SQL that finds a row of `table`, which has `columns`, with an integer beyond ±2^53 at `path`; `None`, if there are no
+/// such integers by their type.
+pub fn wide_rows(table: &str, columns: &SchemaRef, path: &[Step]) -> Option<String> {
+    let (Step::Field(name), below) = path.split_first()? else { return None };
+    let (at, field) = columns.column_with_name(name)?;
+    let stored = stored_schema(columns);
+    let stored = stored.fields().get(at)?;
+    let types = (field.data_type(), stored.data_type());
+    let condition = wide_condition(&quoted(stored.name()), types, below)?;
+    Some(format!("select 1 from {table} where {condition} limit 1"))
+}
+
+/// Whether `value`, of a type that is stored as another one, has such an integer.
+fn wide_condition(value: &str, of: (&DataType, &DataType), path: &[Step]) -> Option<String> {
+    let Some((step, below)) = path.split_first() else {
+        return is_long(of.0).then(|| format!("({value} > {EXACT_MAX} or {value} < -{EXACT_MAX})"));
+    };
+    let item = format!("item{}", path.len());
+    let some = |list: &str, types| {
+        let of_one = wide_condition(&item, types, below)?;
+        Some(format!("len(list_filter({list}, lambda {item}: {of_one})) > 0"))
+    };
+    match (step, of) {
+        (Step::Field(name), (DataType::Struct(fields), DataType::Struct(stored))) => {
+            let at = fields.iter().position(|field| field.name() == name)?;
+            let (field, stored) = (fields.get(at)?, stored.get(at)?);
+            let value = format!("({value}).{}", quoted(stored.name()));
+            wide_condition(&value, (field.data_type(), stored.data_type()), below)
         }
+        (Step::Item, (DataType::List(item), DataType::List(stored))) => {
+            some(value, (item.data_type(), stored.data_type()))
+        }
+        (Step::Value, (DataType::Map(entries, _), DataType::Map(stored, _))) => {
+            let types = (pair(entries)?.1, pair(stored)?.1);
+            some(&format!("map_values({value})"), types)
+        }
+        _ => None,
     }
-    fields.into()
+}
+
+/// Whether an integer of `batch` is beyond ±2^53 at `path`.
+pub fn is_wide_in(batch: &RecordBatch, path: &[Step]) -> bool {
+    let Some((Step::Field(name), below)) = path.split_first() else { return false };
+    batch.column_by_name(name).is_some_and(|column| has_wide(column, None, below))
+}
+
+/// The same of `array`, apart from what is null in it or above it.
+fn has_wide(array: &ArrayRef, above: Option<&NullBuffer>, path: &[Step]) -> bool {
+    let nulls = NullBuffer::union(above, array.nulls());
+    let is_valid = |row: &usize| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(*row));
+    let mut rows = (0..array.len()).filter(is_valid);
+    match (path.split_first(), array.data_type()) {
+        (None, DataType::Int64) => {
+            let values = array.as_primitive::<Int64Type>();
+            rows.any(|row| values.value(row).unsigned_abs() > EXACT_MAX.unsigned_abs())
+        }
+        (None, DataType::UInt64) => {
+            let values = array.as_primitive::<UInt64Type>();
+            rows.any(|row| values.value(row) > EXACT_MAX.unsigned_abs())
+        }
+        (Some((Step::Field(name), below)), DataType::Struct(_)) => {
+            let field = array.as_struct().column_by_name(name);
+            field.is_some_and(|field| has_wide(field, nulls.as_ref(), below))
+        }
+        (Some((Step::Item, below)), DataType::List(_)) => {
+            let lists = array.as_list::<i32>();
+            rows.any(|row| has_wide(&lists.value(row), None, below))
+        }
+        (Some((Step::Value, below)), DataType::Map(..)) => {
+            let maps = array.as_map();
+            rows.any(|row| has_wide(maps.value(row).column(1), None, below))
+        }
+        _ => false,
+    }
+}
+
+/// A place of a table whose values have become text, because no other type holds all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turned {
+    /// The column, or the path of a field.
+    pub column: String,
+    /// What it was.
+    pub from: String,
+    /// What came.
+    pub came: String,
+}
+
+/// The places that were something else in `before`, and are text in `after`, since `new` came.
+pub fn turned(before: &SchemaRef, new: &SchemaRef, after: &SchemaRef) -> Vec<Turned> {
+    let mut found = Vec::new();
+    turned_fields("", before.fields(), Some(new.fields()), after.fields(), &mut found);
+    found
+}
+
+fn turned_fields(
+    path: &str,
+    before: &Fields,
+    new: Option<&Fields>,
+    after: &Fields,
+    found: &mut Vec<Turned>,
+) {
+    let of = |fields: &Fields, name: &str| {
+        fields.iter().find(|field| field.name() == name).map(|field| field.data_type().clone())
+    };
+    for field in after {
+        let name = field.name();
+        let Some(before) = of(before, name) else { continue };
+        let new = new.and_then(|new| of(new, name));
+        let dot = if path.is_empty() { "" } else { "." };
+        turned_type(&format!("{path}{dot}{name}"), &before, new.as_ref(), field.data_type(), found);
+    }
+}
+
+fn turned_type(
+    path: &str,
+    before: &DataType,
+    new: Option<&DataType>,
+    after: &DataType,
+    found: &mut Vec<Turned>,
+) {
+    let is_text = |data_type: &DataType| matches!(data_type, DataType::Utf8 | DataType::Binary);
+    let items = format!("{path}[]");
+    match (before, after) {
+        (before, after) if before == after => {}
+        (DataType::Struct(before), DataType::Struct(after)) => {
+            let new = match new {
+                Some(DataType::Struct(new)) => Some(new),
+                _ => None,
+            };
+            turned_fields(path, before, new, after, found);
+        }
+        (DataType::List(before), DataType::List(after)) => {
+            let new = match new {
+                Some(DataType::List(new)) => Some(new.data_type()),
+                _ => None,
+            };
+            turned_type(&items, before.data_type(), new, after.data_type(), found);
+        }
+        (DataType::Map(before, _), DataType::Map(after, _)) => {
+            let new = match new {
+                Some(DataType::Map(new, _)) => pair(new).map(|(_, value)| value),
+                _ => None,
+            };
+            if let (Some((_, before)), Some((_, after))) = (pair(before), pair(after)) {
+                turned_type(&items, before, new, after, found);
+            }
+        }
+        (before, after) if is_text(after) && !is_text(before) => found.push(Turned {
+            column: path.to_owned(),
+            from: short(before),
+            came: new.map(short).unwrap_or_default(),
+        }),
+        _ => {}
+    }
+}
+
+/// A type's name, without those of what is in it.
+fn short(data_type: &DataType) -> String {
+    match data_type {
+        DataType::Struct(_) => "Struct".to_owned(),
+        DataType::List(_) => "List".to_owned(),
+        DataType::Map(..) => "Map".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// A batch in columns that have [grown](grown).
@@ -206,3 +436,6 @@ fn converted(value: &str, from: &DataType, to: &DataType, depth: usize) -> Resul
         (_, to) => format!("({value})::{}", type_in_sql(to)?),
     })
 }
+
+#[cfg(test)]
+mod tests;

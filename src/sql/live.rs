@@ -48,6 +48,12 @@ impl LiveTable {
         Self { schema, stored, batches, version }
     }
 
+    /// Stands for one that cannot be had.
+    fn unknown() -> Self {
+        let schema = Arc::new(Schema::new(vec![Field::new("error", DataType::Utf8, true)]));
+        Self::new(schema, Vec::new(), 0)
+    }
+
     /// Its columns, as Arrow has them; the table's are [`stored_schema`] of these.
     pub fn columns(&self) -> &SchemaRef {
         &self.schema
@@ -109,8 +115,8 @@ pub struct Tables {
     pub tail: Arc<LiveTable>,
 }
 
-/// All windows at one moment, by topic.
-pub type Snapshot = BTreeMap<Arc<str>, Tables>;
+/// All windows at one moment, by topic; or why one cannot be had.
+pub type Snapshot = BTreeMap<Arc<str>, Result<Tables>>;
 
 thread_local! {
     /// What the query of this thread sees. DuckDB binds on the thread that prepares and runs a statement.
@@ -121,6 +127,8 @@ struct Seen {
     snapshot: Arc<Snapshot>,
     /// Of the windows that were looked at.
     versions: BTreeMap<Arc<str>, u64>,
+    /// Views are made, also of what cannot be had.
+    is_making: bool,
 }
 
 /// Lets queries of this thread see a snapshot, until it is dropped.
@@ -129,7 +137,13 @@ pub struct Seeing(());
 impl Seeing {
     /// From now on.
     pub fn begin(snapshot: Arc<Snapshot>) -> Self {
-        SEEN.set(Some(Seen { snapshot, versions: BTreeMap::new() }));
+        SEEN.set(Some(Seen { snapshot, versions: BTreeMap::new(), is_making: false }));
+        Self(())
+    }
+
+    /// From now on, to make views: of what cannot be had, too, which says so when it is asked.
+    pub fn making(snapshot: Arc<Snapshot>) -> Self {
+        SEEN.set(Some(Seen { snapshot, versions: BTreeMap::new(), is_making: true }));
         Self(())
     }
 
@@ -175,7 +189,12 @@ impl<const IS_TAIL: bool> VTab for LiveScan<IS_TAIL> {
         let table = SEEN.with_borrow_mut(|seen| {
             let seen = seen.as_mut().ok_or("live_scan outside of a query")?;
             let found = seen.snapshot.get_key_value(topic.as_str());
-            let (topic, tables) = found.ok_or_else(|| format!("topic '{topic}' is no stream"))?;
+            let (topic, tables) = match found {
+                Some((topic, Ok(tables))) => (topic, tables),
+                _ if seen.is_making => return Ok(Arc::new(LiveTable::unknown())),
+                Some((topic, Err(error))) => return Err(format!("topic '{topic}': {error}")),
+                None => return Err(format!("topic '{topic}' is no stream")),
+            };
             seen.versions.insert(topic.clone(), tables.live.version());
             Ok::<_, String>(if IS_TAIL { tables.tail.clone() } else { tables.live.clone() })
         })?;

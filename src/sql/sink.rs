@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::growth::Turned;
 use super::store::Store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kafka::topics::OffsetOf;
@@ -64,7 +65,28 @@ pub struct Sinks {
     /// When they were told to stop.
     stopped: OnceLock<Instant>,
     /// Why topics do not go on.
-    trouble: Mutex<HashMap<Arc<str>, Error>>,
+    trouble: Mutex<HashMap<Arc<str>, Trouble>>,
+}
+
+/// Why a topic does not go on.
+struct Trouble {
+    error: Error,
+    /// It is not tried again: somebody has to look after it.
+    is_final: bool,
+}
+
+/// What ends following a topic before its stream does.
+enum Halt {
+    /// It may work another time.
+    Failed(Error),
+    /// Offsets mean other records now, so that nothing more may be stored.
+    MadeAnew(Error),
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl Sinks {
@@ -87,11 +109,49 @@ impl Sinks {
         })
     }
 
-    /// A topic that does not go on, and why.
-    pub fn trouble(&self) -> Option<(Arc<str>, Error)> {
+    /// What is not stored, and why; first of all what somebody has to look after.
+    pub fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock();
-        let first = trouble.iter().min_by_key(|(topic, _)| (*topic).clone());
-        first.map(|(topic, error)| (topic.clone(), error.clone()))
+        let first =
+            trouble.iter().min_by_key(|(topic, trouble)| (!trouble.is_final, (*topic).clone()));
+        if let Some((topic, Trouble { error, is_final: true })) = first {
+            return Some(format!("topic '{topic}' is not stored any more: {error}"));
+        }
+        if let Some(error) = self.store.lost() {
+            return Some(format!("nothing is stored, trying again: {error}"));
+        }
+        first.map(|(topic, Trouble { error, .. })| {
+            format!("topic '{topic}' is not stored, trying again: {error}")
+        })
+    }
+
+    /// Sets the gauges that are a look at what is stored.
+    pub fn observe(&self) {
+        let lag = &self.metrics.store_lag;
+        lag.reset();
+        let nexts = self.store.nexts();
+        for topic in self.streams.wanted() {
+            let Some(stream) = self.streams.get(&topic) else { continue };
+            let view = stream.view();
+            // Of what nothing is stored of yet, all is wanted that comes from where the stream began.
+            let next = nexts.get(&topic).unwrap_or(&view.begins);
+            let behind = view
+                .log_ends
+                .iter()
+                .map(|(partition, end)| (end - next.get(partition).max(0)).max(0));
+            lag.with_label_values(&[&*topic]).set(behind.sum());
+        }
+        self.metrics
+            .store_bytes
+            .with_label_values(&["file"])
+            .set(gauge(self.store.bytes_on_disk()));
+    }
+
+    /// Asks the file what is in it. Blocks.
+    fn measure(&self) {
+        if let Ok(bytes) = self.store.bytes() {
+            self.metrics.store_bytes.with_label_values(&["used"]).set(gauge(bytes));
+        }
     }
 
     /// Stores what comes of all topics, until it is stopped; then what it has.
@@ -121,17 +181,22 @@ impl Sinks {
 }
 
 impl Sinks {
-    /// Lets rows go that are too many.
+    /// Lets rows go that are too many, and looks how large the file is.
     async fn retain(self: Arc<Self>) {
         let Retention { age_max, bytes_max } = self.retention;
-        if age_max.is_none() && bytes_max.is_none() {
-            return;
-        }
         loop {
-            let store = self.store.clone();
-            match blocking(move || store.retain(age_max, bytes_max)).await {
+            let sinks = self.clone();
+            let retained = blocking(move || {
+                let retained = sinks.store.retain(age_max, bytes_max);
+                sinks.measure();
+                retained
+            });
+            match retained.await {
                 Ok(0) => {}
-                Ok(rows) => tracing::info!(rows, "stored rows were too old or too many"),
+                Ok(rows) => {
+                    self.metrics.store_expired.inc_by(rows);
+                    tracing::info!(rows, "stored rows were too old or too many");
+                }
                 Err(error) => tracing::error!(%error, "letting stored rows go"),
             }
             let pause = tokio::time::sleep(RETAIN_INTERVAL);
@@ -140,6 +205,10 @@ impl Sinks {
             }
         }
     }
+}
+
+fn gauge(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// Stores one topic.
@@ -153,7 +222,8 @@ type Read = (Arc<EncodedBatch>, Positions);
 
 /// What is stored next.
 struct Gathered {
-    batches: Vec<RecordBatch>,
+    /// Each with where its topic is after it.
+    batches: Vec<(RecordBatch, Positions)>,
     rows: usize,
     bytes: usize,
     since: Option<Instant>,
@@ -168,7 +238,7 @@ impl Gathered {
     fn push(&mut self, (batch, ends): Read) {
         self.rows += batch.batch.num_rows();
         self.bytes += batch.bytes();
-        self.batches.push(batch.batch.clone());
+        self.batches.push((batch.batch.clone(), ends.clone()));
         self.since.get_or_insert_with(Instant::now);
         self.ends = ends;
     }
@@ -189,15 +259,18 @@ impl Sink {
         while let Some(stream) = self.stream() {
             match self.follow(&stream).await {
                 Ok(()) => wait = RETRY_MIN,
-                // Offsets mean other records now, so that nothing more may be stored.
-                Err(error) if error.kind() == ErrorKind::Conflict => {
+                Err(Halt::MadeAnew(error)) => {
                     tracing::error!(topic = %self.topic, %error, "storing a topic has ended");
-                    self.is_in_trouble(error);
-                    self.sinks.stop.cancelled().await;
+                    self.is_in_trouble(error, true);
+                    while self.stream().is_some() {
+                        let pause = tokio::time::sleep(LOOK_INTERVAL);
+                        self.sinks.stop.run_until_cancelled(pause).await;
+                    }
+                    break;
                 }
-                Err(error) => {
+                Err(Halt::Failed(error)) => {
                     tracing::error!(topic = %self.topic, %error, "storing a topic, trying again");
-                    self.is_in_trouble(error);
+                    self.is_in_trouble(error, false);
                 }
             }
             self.sinks.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
@@ -213,9 +286,9 @@ impl Sink {
         is_wanted.then(|| self.sinks.streams.get(&self.topic)).flatten()
     }
 
-    fn is_in_trouble(&self, error: Error) {
+    fn is_in_trouble(&self, error: Error, is_final: bool) {
         self.sinks.metrics.store_errors.with_label_values(&[&*self.topic]).inc();
-        self.sinks.trouble.lock().insert(self.topic.clone(), error);
+        self.sinks.trouble.lock().insert(self.topic.clone(), Trouble { error, is_final });
     }
 
     fn is_well(&self) {
@@ -223,7 +296,7 @@ impl Sink {
     }
 
     /// From where the table ends, until the stream ends.
-    async fn follow(&self, stream: &TopicStream) -> Result<()> {
+    async fn follow(&self, stream: &TopicStream) -> Result<(), Halt> {
         let Some(from) = self.begin(stream).await? else { return Ok(()) };
         let cursor = self.sinks.streams.follow(&self.topic, from.clone()).await?;
         let store = self.sinks.store.clone();
@@ -242,13 +315,13 @@ impl Sink {
                 Err(error) if error.kind() == ErrorKind::OutOfRange => {
                     return self.jump(gathered.ends, error).await;
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
     }
 
     /// Where it goes on: behind what is stored, or where the stream begins; `None` when it is told to stop.
-    async fn begin(&self, stream: &TopicStream) -> Result<Option<Positions>> {
+    async fn begin(&self, stream: &TopicStream) -> Result<Option<Positions>, Halt> {
         let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
         if let Some(stored) = blocking(move || store.positions(&topic)).await? {
             let ends = self.sinks.streams.offsets(&self.topic, OffsetOf::End).await?;
@@ -261,7 +334,7 @@ impl Sink {
         let Some(_) = self.sinks.stop.run_until_cancelled(begins).await else { return Ok(None) };
         let view = stream.view();
         if let Some(error) = view.phase.failure() {
-            return Err(error.clone());
+            return Err(error.clone().into());
         }
         let columns = match view.schema {
             Some(columns) => columns,
@@ -322,35 +395,55 @@ impl Sink {
             return Ok(());
         }
         let ends = gathered.ends.clone();
-        let Gathered { batches, rows, .. } =
-            std::mem::replace(gathered, Gathered::new(ends.clone()));
-        let (count, batches) = (batches.len(), Arc::new(batches));
-        let mut wait = RETRY_MIN;
-        loop {
+        let Gathered { batches: mut left, .. } = std::mem::replace(gathered, Gathered::new(ends));
+        let (mut at_once, mut wait) = (left.len(), RETRY_MIN);
+        while !left.is_empty() {
+            let part: Vec<RecordBatch> =
+                left.iter().take(at_once).map(|(batch, _)| batch.clone()).collect();
+            let (count, rows) = (part.len(), part.iter().map(RecordBatch::num_rows).sum::<usize>());
+            let Some((_, ends)) = left.get(count.saturating_sub(1)).cloned() else { break };
             let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
-            let (batches, ends) = (batches.clone(), ends.clone());
-            match blocking(move || store.append(&topic, &batches, &ends)).await {
-                Ok(()) => {
+            match blocking(move || store.append(&topic, &part, &ends)).await {
+                Ok(turned) => {
                     // Now that the table has them.
                     self.sinks.store.release(&self.topic, count);
+                    left.drain(..count);
+                    self.say(&turned);
                     let topic = [&*self.topic];
                     self.sinks.metrics.stored_rows.with_label_values(&topic).inc_by(rows as u64);
                     self.is_well();
-                    return Ok(());
+                    wait = RETRY_MIN;
+                    continue;
                 }
                 Err(error) if self.sinks.stop.is_cancelled() => return Err(error),
+                // Queries have the memory, or there is little: fewer rows take less of it.
+                Err(error) if error.kind() == ErrorKind::Exhausted && count > 1 => {
+                    tracing::debug!(topic = %self.topic, %error, count, "storing fewer batches at once");
+                    at_once = count / 2;
+                    continue;
+                }
                 Err(error) => {
                     tracing::error!(topic = %self.topic, %error, "cannot store rows, trying again");
-                    self.is_in_trouble(error);
+                    self.is_in_trouble(error, false);
                 }
             }
             self.sinks.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
             wait = (wait * 2).min(RETRY_MAX);
         }
+        Ok(())
+    }
+
+    /// One record of another type does that to all of a column, so somebody should know.
+    fn say(&self, turned: &[Turned]) {
+        let widened = &self.sinks.metrics.store_widened;
+        for Turned { column, from, came } in turned {
+            widened.with_label_values(&[&*self.topic]).inc();
+            tracing::warn!(topic = %self.topic, column, from, came, "a stored column has become text: its values have several types");
+        }
     }
 
     /// Goes on behind what Kafka does not have any more, if that is what is wrong.
-    async fn jump(&self, at: Positions, why: Error) -> Result<()> {
+    async fn jump(&self, at: Positions, why: Error) -> Result<(), Halt> {
         let streams = &self.sinks.streams;
         let firsts = streams.offsets(&self.topic, OffsetOf::Beginning).await?;
         let ends = streams.offsets(&self.topic, OffsetOf::End).await?;
@@ -362,23 +455,22 @@ impl Sink {
         metric.with_label_values(&[&*self.topic]).inc_by(u64::try_from(skipped).unwrap_or(0));
         tracing::error!(skipped, topic = %self.topic, %why, "records were deleted before they were stored");
         let (store, topic) = (self.sinks.store.clone(), self.topic.clone());
-        blocking(move || store.append(&topic, &[], &from)).await
+        blocking(move || store.append(&topic, &[], &from)).await?;
+        Ok(())
     }
 }
 
 /// Refuses a topic that ends before what is stored of it: it is another one of the same name.
-fn is_the_same(stored: &Positions, ends: &Positions) -> Result<()> {
+fn is_the_same(stored: &Positions, ends: &Positions) -> Result<(), Halt> {
     let Some((partition, offset)) = stored.iter().find(|(at, next)| *next > ends.get(*at)) else {
         return Ok(());
     };
     let end = ends.get(partition);
-    Err(Error::new(
-        ErrorKind::Conflict,
-        format!(
-            "partition {partition} is stored up to offset {offset} but ends at {end}: the topic was made anew. To store the \
-             new one, stop karrow, rename the table and delete the topic from _karrow.topics and _karrow.offsets with DuckDB"
-        ),
-    ))
+    let why = format!(
+        "partition {partition} is stored up to offset {offset} but ends at {end}: the topic was made anew. To store the \
+         new one, stop karrow, rename the table and delete the topic from _karrow.topics and _karrow.offsets with DuckDB"
+    );
+    Err(Halt::MadeAnew(Error::new(ErrorKind::Conflict, why)))
 }
 
 /// As long as it is there, queries know where the sink is.

@@ -2,6 +2,7 @@
 //! exactly once, whatever is killed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,11 +14,11 @@ use arrow_ipc::root_as_schema;
 use duckdb::{OptionalExt, params};
 use parking_lot::{Mutex, RwLock};
 
-use super::duck::{Database, failure};
-use super::growth::{changes, fitted, grown};
+use super::duck::{Connection, Database, failure};
+use super::growth::{Step, Turned, Values, changes, fitted, grown, is_wide_in, turned, wide_rows};
 use super::tail::Pending;
 use super::types::{quoted, stored_batch, stored_schema, type_in_sql};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::stream::encoded::EncodedBatch;
 use crate::stream::window::Positions;
 
@@ -41,13 +42,24 @@ const GROUP_ROWS: u64 = 122_880;
 pub struct Store {
     /// One writes at a time.
     writer: Mutex<duckdb::Connection>,
+    database: Arc<Database>,
     tables: RwLock<Tables>,
     commits: AtomicU64,
     /// What sinks have read and not stored yet, by topic.
     pending: Mutex<HashMap<Arc<str>, Pending>>,
+    /// Where each topic goes on, as `positions` asks it of the file.
+    nexts: Mutex<Nexts>,
+    /// Where the file is.
+    path: PathBuf,
+    /// Why DuckDB has given the file up, which it does when it cannot write its log into it.
+    lost: Mutex<Option<Error>>,
 }
 
-type Tables = HashMap<Arc<str>, Table>;
+/// By topic.
+pub type Nexts = HashMap<Arc<str>, Positions>;
+
+/// By topic.
+pub type Tables = HashMap<Arc<str>, Table>;
 
 /// A topic's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,32 +70,99 @@ pub struct Table {
     pub columns: SchemaRef,
 }
 
+impl Table {
+    /// SQL that finds a row of it with a value in `column`.
+    pub fn values_of(&self, column: &str) -> String {
+        let column = quoted(column);
+        format!("select 1 from {} where {column} is not null limit 1", self.in_sql())
+    }
+
+    /// SQL that finds a row of it with an integer beyond ±2^53 at `path`, if it has integers there.
+    pub fn wide_rows(&self, path: &[Step]) -> Option<String> {
+        wide_rows(&self.in_sql(), &self.columns, path)
+    }
+
+    /// Its whole name.
+    pub fn in_sql(&self) -> String {
+        format!("{DATABASE}.main.{}", quoted(&self.name))
+    }
+}
+
 impl Store {
     /// The tables of a database that is attached as [`DATABASE`].
     ///
     /// # Errors
     /// It cannot be written, or its tables are not ours.
-    pub fn open(database: &Database) -> Result<Self> {
+    pub fn open(database: &Arc<Database>) -> Result<Self> {
         let connection = database.crate_connection()?;
         connection.execute_batch(TABLES).map_err(failed)?;
-        let mut tables = HashMap::new();
-        {
-            let sql = "select topic, table_name, arrow_schema from stored._karrow.topics";
-            let mut known = connection.prepare(sql).map_err(failed)?;
-            let mut rows = known.query([]).map_err(failed)?;
-            while let Some(row) = rows.next().map_err(failed)? {
-                let topic: String = row.get(0).map_err(failed)?;
-                let name: String = row.get(1).map_err(failed)?;
-                let schema: Vec<u8> = row.get(2).map_err(failed)?;
-                let columns = schema_of(&schema).map_err(|why| {
-                    Error::invalid(format!("stored._karrow.topics: topic '{topic}': {why}"))
-                })?;
-                tables.insert(Arc::from(topic), Table { name, columns });
-            }
+        let (tables, nexts) = noted(&connection)?;
+        let sql = "select path from duckdb_databases() where database_name = 'stored'";
+        let path = connection.query_row(sql, [], |row| row.get::<_, Option<String>>(0));
+        Ok(Self {
+            writer: Mutex::new(connection),
+            database: database.clone(),
+            tables: RwLock::new(tables),
+            commits: AtomicU64::new(0),
+            pending: Mutex::default(),
+            nexts: Mutex::new(nexts),
+            path: PathBuf::from(path.map_err(failed)?.unwrap_or_default()),
+            lost: Mutex::default(),
+        })
+    }
+
+    /// Why the file is not open at this moment; whoever writes next tries to open it again.
+    pub fn lost(&self) -> Option<Error> {
+        self.lost.lock().clone()
+    }
+
+    /// Does something with the connection that writes.
+    fn write<T>(&self, work: impl FnOnce(&duckdb::Connection) -> Result<T>) -> Result<T> {
+        let mut writer = self.writer.lock();
+        if self.lost().is_some() {
+            self.open_again(&mut writer)?;
         }
-        let (tables, commits) = (RwLock::new(tables), AtomicU64::new(0));
-        let (writer, pending) = (Mutex::new(connection), Mutex::default());
-        Ok(Self { writer, tables, commits, pending })
+        let worked = work(&writer);
+        if let Err(error) = &worked
+            && is_invalidated(error)
+        {
+            tracing::error!(%error, "DuckDB has given up its file, which is opened again");
+            *self.lost.lock() = Some(error.clone());
+        }
+        worked
+    }
+
+    /// DuckDB keeps a file that it has given up as it was after the last commit, and lets it be attached again, once nothing
+    /// holds it any more: it makes sure of that itself.
+    fn open_again(&self, writer: &mut duckdb::Connection) -> Result<()> {
+        let (tables, nexts) = self.attach_again(writer).map_err(|error| {
+            let what = match error.message().contains("must be restarted") {
+                true => {
+                    "DuckDB has failed for good, restart karrow; nothing that was stored is lost"
+                }
+                false => "DuckDB opens it again, once it has memory and no query holds it",
+            };
+            let why = format!("{}: {what}: {}", self.path.display(), error.message());
+            let error = Error::new(ErrorKind::Unavailable, why);
+            *self.lost.lock() = Some(error.clone());
+            error
+        })?;
+        *self.tables.write() = tables;
+        *self.nexts.lock() = nexts;
+        self.commits.fetch_add(1, Ordering::Release);
+        *self.lost.lock() = None;
+        tracing::info!("DuckDB has opened its file again");
+        Ok(())
+    }
+
+    fn attach_again(&self, writer: &mut duckdb::Connection) -> Result<(Tables, Nexts)> {
+        // Statements that were prepared before hold what is to be closed.
+        *writer = self.database.crate_connection()?;
+        // It may be detached already, and queries still hold it.
+        let _ = writer.execute_batch(&format!("detach {DATABASE}"));
+        let path = self.path.display().to_string().replace('\'', "''");
+        writer.execute_batch(&format!("attach '{path}' as {DATABASE}")).map_err(failed)?;
+        noted(writer)
     }
 
     /// The tables, by topic.
@@ -130,15 +209,38 @@ impl Store {
     /// # Errors
     /// DuckDB's.
     pub fn positions(&self, topic: &str) -> Result<Option<Positions>> {
-        let writer = self.writer.lock();
-        let sql = "select \"partition\", next_offset from stored._karrow.offsets where topic = ?";
-        let mut stored = writer.prepare(sql).map_err(failed)?;
-        let mut rows = stored.query(params![topic]).map_err(failed)?;
-        let mut positions = BTreeMap::new();
-        while let Some(row) = rows.next().map_err(failed)? {
-            positions.insert(row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+        self.write(|writer| positions(writer, topic))
+    }
+
+    /// Where each topic goes on, that anything is stored of, without asking the file.
+    pub fn nexts(&self) -> Nexts {
+        self.nexts.lock().clone()
+    }
+
+    fn goes_on_at(&self, topic: &Arc<str>, ends: &Positions) {
+        let mut nexts = self.nexts.lock();
+        let next = nexts.entry(topic.clone()).or_default();
+        ends.iter().for_each(|(partition, offset)| next.set(partition, offset));
+    }
+
+    /// Whether a transaction that `connection` has begun sees these tables, and, where that counts, what they held after so many
+    /// commits. From then on it does. Blocks.
+    ///
+    /// # Errors
+    /// DuckDB's.
+    pub fn is_seen(
+        &self,
+        connection: &Connection,
+        tables: &Tables,
+        commits: Option<u64>,
+    ) -> Result<bool> {
+        let now = self.tables.read();
+        if *now != *tables || commits.is_some_and(|commits| commits != self.commits()) {
+            return Ok(false);
         }
-        Ok((!positions.is_empty()).then(|| Positions::named(&positions)))
+        // What a transaction sees of a database is decided when it looks at that first.
+        connection.execute("from stored._karrow.topics limit 0")?;
+        Ok(true)
     }
 
     /// Makes the table of `topic` if it has none, and lets it go on at `starts`. Blocks.
@@ -150,10 +252,13 @@ impl Store {
             let table = table(writer, tables, topic, columns)?;
             go_on_at(writer, topic, starts)?;
             Ok(Some((topic.clone(), table)))
-        })
+        })?;
+        self.goes_on_at(topic, starts);
+        Ok(())
     }
 
-    /// Stores rows of `topic`, after which it goes on at `ends`: all of it, or nothing. Blocks.
+    /// Stores rows of `topic`, after which it goes on at `ends`: all of it, or nothing; nothing, too, if it is there already.
+    /// Returns what has become text for it. Blocks.
     ///
     /// # Errors
     /// DuckDB's, such as a full disk.
@@ -162,14 +267,18 @@ impl Store {
         topic: &Arc<str>,
         batches: &[RecordBatch],
         ends: &Positions,
-    ) -> Result<()> {
+    ) -> Result<Vec<Turned>> {
+        let mut turned = Vec::new();
         self.change(|writer, tables| {
+            // DuckDB may have said that a transaction failed whose rows are there.
+            let is_done = positions(writer, topic)?.is_some_and(|at| at.covers(ends));
+            if is_done && !batches.is_empty() {
+                return Ok(None);
+            }
             go_on_at(writer, topic, ends)?;
             let Some(first) = batches.first() else { return Ok(None) };
             let mut table = table(writer, tables, topic, &first.schema())?;
-            for batch in batches {
-                widen(writer, topic, &mut table, batch)?;
-            }
+            turned = widen(writer, topic, &mut table, batches)?;
             let stored = stored_schema(&table.columns);
             let names: Vec<&str> =
                 stored.fields().iter().map(|field| field.name().as_str()).collect();
@@ -183,7 +292,9 @@ impl Store {
             appender.flush().map_err(failed)?;
             drop(appender);
             Ok(Some((topic.clone(), table)))
-        })
+        })?;
+        self.goes_on_at(topic, ends);
+        Ok(turned)
     }
 
     /// Writes what is in the log behind the file into the file. Blocks.
@@ -191,7 +302,7 @@ impl Store {
     /// # Errors
     /// DuckDB's.
     pub fn checkpoint(&self) -> Result<()> {
-        self.writer.lock().execute_batch("checkpoint stored").map_err(failed)
+        self.write(|writer| writer.execute_batch("checkpoint stored").map_err(failed))
     }
 
     /// Lets rows go that are older than `age_max` by their timestamps, and while the file has more than `bytes_max` the oldest
@@ -221,7 +332,7 @@ impl Store {
                 "delete from stored.main.{name} where rowid in \
                  (select rowid from stored.main.{name} order by rowid limit {GROUP_ROWS})"
             );
-            gone += self.writer.lock().execute(&oldest, []).map_err(failed)? as u64;
+            gone += self.execute(&oldest)?;
             self.commits.fetch_add(1, Ordering::Release);
             // The first one makes blocks free, the second one counts them.
             self.checkpoint()?;
@@ -240,8 +351,11 @@ impl Store {
         let mut largest: Option<(Table, u64)> = None;
         for table in self.tables().into_values() {
             let sql = format!("select count(*) from stored.main.{}", quoted(&table.name));
-            let rows = self.writer.lock().query_row(&sql, [], |row| row.get::<_, u64>(0));
-            let rows = rows.map_err(failed)?;
+            let rows = self.write(|writer| {
+                writer.query_row(&sql, [], |row| row.get::<_, u64>(0)).map_err(failed)
+            });
+            // A table that cannot be read keeps no other from being looked after.
+            let Ok(rows) = rows else { continue };
             if largest.as_ref().is_none_or(|(_, most)| rows > *most) {
                 largest = Some((table, rows));
             }
@@ -251,16 +365,28 @@ impl Store {
 
     /// Lets go of the rows of each table that a condition holds for.
     fn delete(&self, condition: impl Fn(&str) -> String) -> Result<u64> {
-        let mut gone = 0;
+        let (mut gone, mut failure) = (0, None);
         for table in self.tables().into_values() {
             let name = quoted(&table.name);
             let sql = format!("delete from stored.main.{name} where {}", condition(&name));
-            gone += self.writer.lock().execute(&sql, []).map_err(failed)? as u64;
+            // A table that cannot be written keeps no other from being looked after.
+            match self.execute(&sql) {
+                Ok(rows) => gone += rows,
+                Err(error) => failure = Some(error),
+            }
         }
         if gone > 0 {
             self.commits.fetch_add(1, Ordering::Release);
         }
-        Ok(gone)
+        match failure {
+            Some(error) if gone == 0 => Err(error),
+            _ => Ok(gone),
+        }
+    }
+
+    /// Runs a statement; returns how many rows it has changed.
+    fn execute(&self, sql: &str) -> Result<u64> {
+        self.write(|writer| writer.execute(sql, []).map(|rows| rows as u64).map_err(failed))
     }
 
     /// Bytes of the file that are in use.
@@ -269,8 +395,17 @@ impl Store {
     /// DuckDB's.
     pub fn bytes(&self) -> Result<u64> {
         let sql = "select (used_blocks * block_size)::bigint from pragma_database_size() where database_name = 'stored'";
-        let bytes = self.writer.lock().query_row(sql, [], |row| row.get::<_, i64>(0));
-        bytes.map(|bytes| u64::try_from(bytes).unwrap_or(0)).map_err(failed)
+        let bytes = self
+            .write(|writer| writer.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(failed));
+        bytes.map(|bytes| u64::try_from(bytes).unwrap_or(0))
+    }
+
+    /// Bytes of the file, and of the log behind it, on the disk.
+    pub fn bytes_on_disk(&self) -> u64 {
+        let mut log = self.path.clone().into_os_string();
+        log.push(".wal");
+        let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+        bytes(&self.path) + bytes(Path::new(&log))
     }
 
     /// Does something in a transaction, after which a table may be another one.
@@ -278,28 +413,70 @@ impl Store {
         &self,
         change: impl FnOnce(&duckdb::Connection, &Tables) -> Result<Option<(Arc<str>, Table)>>,
     ) -> Result<()> {
-        let writer = self.writer.lock();
-        // Whatever has happened, it must not go on in a transaction.
-        let _ = writer.execute_batch("rollback");
-        writer.execute_batch("begin transaction").map_err(failed)?;
-        let tables = self.tables.read().clone();
-        let changed = change(&writer, &tables).and_then(|table| {
-            writer.execute_batch("commit").map_err(failed)?;
-            Ok(table)
-        });
-        match changed {
-            Ok(table) => {
-                self.tables.write().extend(table);
+        self.write(|writer| {
+            // Whatever has happened, it must not go on in a transaction.
+            let _ = writer.execute_batch("rollback");
+            writer.execute_batch("begin transaction").map_err(failed)?;
+            let tables = self.tables.read().clone();
+            let changed = change(writer, &tables).and_then(|table| {
+                // With the lock, so that nobody who begins to read sees one of them without the other, see `is_seen`.
+                let mut tables = self.tables.write();
+                writer.execute_batch("commit").map_err(failed)?;
+                tables.extend(table);
                 self.commits.fetch_add(1, Ordering::Release);
                 Ok(())
-            }
-            Err(error) => {
+            });
+            if changed.is_err() {
                 // What was begun may have ended with its failure.
                 let _ = writer.execute_batch("rollback");
-                Err(error)
             }
-        }
+            changed
+        })
     }
+}
+
+/// Whether DuckDB has given a database up, which is a matter of its texts alone.
+fn is_invalidated(error: &Error) -> bool {
+    error.message().contains("has been invalidated")
+}
+
+/// What a file says of its tables.
+fn noted(connection: &duckdb::Connection) -> Result<(Tables, Nexts)> {
+    let mut tables = HashMap::new();
+    let sql = "select topic, table_name, arrow_schema from stored._karrow.topics";
+    let mut known = connection.prepare(sql).map_err(failed)?;
+    let mut rows = known.query([]).map_err(failed)?;
+    while let Some(row) = rows.next().map_err(failed)? {
+        let topic: String = row.get(0).map_err(failed)?;
+        let name: String = row.get(1).map_err(failed)?;
+        let schema: Vec<u8> = row.get(2).map_err(failed)?;
+        let columns = schema_of(&schema).map_err(|why| {
+            Error::invalid(format!("stored._karrow.topics: topic '{topic}': {why}"))
+        })?;
+        tables.insert(Arc::from(topic), Table { name, columns });
+    }
+    let mut nexts: HashMap<Arc<str>, BTreeMap<i32, i64>> = HashMap::new();
+    let sql = "select topic, \"partition\", next_offset from stored._karrow.offsets";
+    let mut known = connection.prepare(sql).map_err(failed)?;
+    let mut rows = known.query([]).map_err(failed)?;
+    while let Some(row) = rows.next().map_err(failed)? {
+        let topic: String = row.get(0).map_err(failed)?;
+        let (partition, next) = (row.get(1).map_err(failed)?, row.get(2).map_err(failed)?);
+        nexts.entry(Arc::from(topic)).or_default().insert(partition, next);
+    }
+    let nexts = nexts.into_iter().map(|(topic, next)| (topic, Positions::named(&next)));
+    Ok((tables, nexts.collect()))
+}
+
+fn positions(writer: &duckdb::Connection, topic: &str) -> Result<Option<Positions>> {
+    let sql = "select \"partition\", next_offset from stored._karrow.offsets where topic = ?";
+    let mut stored = writer.prepare_cached(sql).map_err(failed)?;
+    let mut rows = stored.query(params![topic]).map_err(failed)?;
+    let mut positions = BTreeMap::new();
+    while let Some(row) = rows.next().map_err(failed)? {
+        positions.insert(row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+    }
+    Ok((!positions.is_empty()).then(|| Positions::named(&positions)))
 }
 
 fn go_on_at(writer: &duckdb::Connection, topic: &str, ends: &Positions) -> Result<()> {
@@ -340,34 +517,62 @@ fn table(
     Ok(table)
 }
 
-/// Gives the table the columns of `batch`, too.
+/// What the table says of its values, and the batches say of theirs that are about to be in it.
+struct Stored<'a> {
+    writer: &'a duckdb::Connection,
+    table: &'a Table,
+    batches: &'a [RecordBatch],
+}
+
+impl Stored<'_> {
+    fn has(&self, sql: &str) -> Result<bool> {
+        let found = self.writer.query_row(sql, [], |row| row.get::<_, i32>(0)).optional();
+        Ok(found.map_err(failed)?.is_some())
+    }
+}
+
+impl Values for Stored<'_> {
+    fn is_empty(&mut self, column: &str) -> Result<bool> {
+        Ok(!self.has(&self.table.values_of(column))?)
+    }
+
+    fn is_wide(&mut self, path: &[Step]) -> Result<bool> {
+        if self.batches.iter().any(|batch| is_wide_in(batch, path)) {
+            return Ok(true);
+        }
+        let rows = self.table.wide_rows(path);
+        rows.map_or(Ok(false), |sql| self.has(&sql))
+    }
+}
+
+/// Gives the table the columns of the batches, too; returns what has become text.
 fn widen(
     writer: &duckdb::Connection,
     topic: &str,
     table: &mut Table,
-    batch: &RecordBatch,
-) -> Result<()> {
+    batches: &[RecordBatch],
+) -> Result<Vec<Turned>> {
     let name = quoted(&table.name);
-    let is_empty = |column: &str| {
-        let column = quoted(column);
-        let sql = format!("select 1 from stored.main.{name} where {column} is not null limit 1");
-        let found = writer.query_row(&sql, [], |row| row.get::<_, i32>(0)).optional();
-        Ok(found.map_err(failed)?.is_none())
-    };
-    let comes = |column: &str| {
-        batch.column_by_name(column).is_some_and(|values| values.null_count() < values.len())
-    };
-    let columns = grown(&table.columns, &batch.schema(), is_empty, comes)?;
-    if columns == table.columns {
-        return Ok(());
+    let mut all_turned = Vec::new();
+    for batch in batches {
+        let comes = |column: &str| {
+            batch.column_by_name(column).is_some_and(|values| values.null_count() < values.len())
+        };
+        let mut values = Stored { writer, table, batches };
+        let columns = grown(&table.columns, batch.schema_ref(), comes, &mut values)?;
+        if columns == table.columns {
+            continue;
+        }
+        for change in changes(&table.columns, &columns)? {
+            writer
+                .execute_batch(&format!("alter table stored.main.{name} {change}"))
+                .map_err(failed)?;
+        }
+        all_turned.extend(turned(&table.columns, batch.schema_ref(), &columns));
+        table.columns = columns;
+        note(writer, topic, table)?;
     }
-    for change in changes(&table.columns, &columns)? {
-        writer
-            .execute_batch(&format!("alter table stored.main.{name} {change}"))
-            .map_err(failed)?;
-    }
-    table.columns = columns;
-    note(writer, topic, table)
+    Ok(all_turned)
 }
 
 fn note(writer: &duckdb::Connection, topic: &str, table: &Table) -> Result<()> {

@@ -155,6 +155,8 @@ pub struct StreamView {
     pub age: Option<Duration>,
     /// Records between its end and that of its partitions, as far as Kafka has said.
     pub lag: Option<i64>,
+    /// Where its partitions end, as far as Kafka has said or it has read.
+    pub log_ends: Positions,
     /// How many read it at this moment.
     pub readers: usize,
 }
@@ -248,6 +250,8 @@ impl TopicStream {
         let state = self.state.lock();
         let lag =
             |(partition, end): &(i32, i64)| (end - state.window.ends().get(*partition)).max(0);
+        let mut log_ends = state.window.ends().clone();
+        state.log_ends.iter().for_each(|(partition, end)| log_ends.raise(*partition, *end));
         StreamView {
             phase: state.phase.clone(),
             schema: state.schema.clone(),
@@ -260,6 +264,7 @@ impl TopicStream {
             dropped: state.dropped,
             age: state.window.oldest_made().map(|made| made.elapsed()),
             lag: (!state.log_ends.is_empty()).then(|| state.log_ends.iter().map(lag).sum()),
+            log_ends,
             readers: self.readers.lock().count,
         }
     }

@@ -454,7 +454,7 @@ fn help_names_what_http_serves() {
     let output = Command::new(env!("CARGO_BIN_EXE_karrow")).args(["serve", "--help"]).output();
     let help = String::from_utf8(output.unwrap().stdout).unwrap();
     let of_port = help.split("--http-port").nth(1).and_then(|rest| rest.split("--").next());
-    let words: Vec<&str> = of_port.unwrap().split([' ', ',', '\n']).collect();
+    let words: Vec<&str> = of_port.unwrap().split([' ', ',', ';', '\n']).collect();
     for path in ["/metrics", "/livez", "/readyz", "/v1/streams", "/v1/sql", "/v1/queries"] {
         assert!(words.contains(&path), "{path}: {words:?}");
     }

@@ -6,6 +6,12 @@
 //! - messages never mix with rebalance events, and can be taken in batches at a quarter of the cost of polling;
 //! - the prefetch limits count that one queue, so they are a budget of the whole consumer;
 //! - what a revoked partition had queued is dropped by librdkafka's version barrier.
+//!
+//! The barrier rises when fetching starts, and not every message that waits behind it is from before the last one: a
+//! partition that goes while librdkafka looks for its beginning is fetched from there all the same once the answer is
+//! here, for nobody (`rd_kafka_toppar_handle_Offset` tries again where the answer came too late). What was fetched waits
+//! in the partition's queue, and comes when that is forwarded again. So partitions should start at a number: then
+//! librdkafka looks for nothing, and fetching starts before [`assign`](GroupConsumer::assign) returns.
 
 use std::collections::VecDeque;
 use std::ptr::{self, NonNull};
@@ -199,7 +205,7 @@ impl GroupConsumer {
     }
 
     /// Starts reading `partitions`, each at its offset, or where that is `None` at its commit or by
-    /// `auto.offset.reset`.
+    /// `auto.offset.reset`; see the top of this file for why it should be a number.
     ///
     /// # Errors
     /// The group has moved on, and a new rebalance comes.
@@ -320,6 +326,19 @@ impl GroupConsumer {
     /// The leader did not answer in time.
     pub fn offsets(&self, topic: &str, partition: i32, timeout: Duration) -> Result<(i64, i64)> {
         topics::watermarks(&self.handle, topic, partition, timeout)
+    }
+
+    /// The first offsets of `partitions`, as brokers have them now; `None` where they do not say. Blocks.
+    ///
+    /// # Errors
+    /// A leader did not answer in time.
+    pub fn beginnings(
+        &self,
+        partitions: &[Partition],
+        timeout: Duration,
+    ) -> Result<Vec<Partition>> {
+        let of = topics::OffsetOf::Beginning;
+        topics::offsets(&self.handle, partitions, of, self.reads_uncommitted, timeout)
     }
 
     /// The stable ends of `partitions` (with `isolation.level=read_uncommitted` the ends), as brokers have them now.

@@ -78,6 +78,8 @@ pub struct ConsumerOptions {
     pub session_timeout: Duration,
     /// Whether a partition without a commit starts at its end, so that the start must be committed at once.
     pub starts_at_end: bool,
+    /// Whether such a partition starts at its beginning. If neither, it is an error, which librdkafka reports.
+    pub starts_at_beginning: bool,
 }
 
 impl ConsumerOptions {
@@ -119,6 +121,8 @@ impl ConsumerOptions {
                 .is_some_and(|value| values.iter().any(|known| value.eq_ignore_ascii_case(known)))
         };
         let starts_at_end = is(&options, "auto.offset.reset", &["latest", "end", "largest"]);
+        let starts_at_beginning =
+            is(&options, "auto.offset.reset", &["earliest", "beginning", "smallest"]);
         if starts_at_end {
             // The session gives each partition its start as a number. What is left for librdkafka is a position that
             // the topic's retention has passed: the end would skip what is still there and was never acked.
@@ -133,6 +137,7 @@ impl ConsumerOptions {
             reads_uncommitted: is(&options, "isolation.level", &["read_uncommitted"]),
             session_timeout: millis(&options, "session.timeout.ms", 45_000)?,
             starts_at_end,
+            starts_at_beginning,
             options,
         })
     }
@@ -235,7 +240,9 @@ mod tests {
         let merged =
             merge(&[("auto.offset.reset", "latest")], r#"{"auto.offset.reset":"earliest"}"#)
                 .unwrap();
-        assert!(!merged.starts_at_end);
+        assert!(!merged.starts_at_end && merged.starts_at_beginning);
+        let merged = merge(&[], r#"{"auto.offset.reset":"error"}"#).unwrap();
+        assert!(!merged.starts_at_end && !merged.starts_at_beginning);
     }
 
     #[test]

@@ -116,12 +116,15 @@ impl Registry {
     }
 
     /// The group of `heir` has given it `partitions`: no other session of ours has them any more, whatever it believes.
-    pub(super) fn hand_over(&self, heir: &Session, partitions: &[Partition]) {
+    /// Returns whether one had.
+    pub(super) fn hand_over(&self, heir: &Session, partitions: &[Partition]) -> bool {
+        let mut had_any = false;
         for session in self.all() {
             if session.name().group() == heir.name().group() && !std::ptr::eq(&*session, heir) {
-                session.dispossess(partitions);
+                had_any |= session.dispossess(partitions);
             }
         }
+        had_any
     }
 
     /// Waits until the consumers of ended sessions have committed and left, at most for `deadline`; returns

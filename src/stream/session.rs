@@ -238,11 +238,11 @@ impl Session {
     }
 
     /// The group has given `partitions` to a fellow member. Any of them that are still here went unheard: what was
-    /// acked of them is owed, the others come again there, and this session joins anew.
-    pub(super) fn dispossess(&self, partitions: &[Partition]) {
+    /// acked of them is owed, the others come again there, and this session joins anew. Returns whether there were any.
+    pub(super) fn dispossess(&self, partitions: &[Partition]) -> bool {
         let mut state = self.state.lock();
         if !partitions.iter().any(|given| state.find(&given.topic, given.partition).is_some()) {
-            return;
+            return false;
         }
         tracing::debug!(name = %self.name.full(), ?partitions, "dispossessed");
         let debts = state.revoke(partitions);
@@ -255,6 +255,7 @@ impl Session {
         self.owed.owe(self.name.group(), debts);
         self.is_stale.store(true, Ordering::Relaxed);
         self.events.notify_one();
+        true
     }
 
     fn is_closed(&self) -> bool {
@@ -539,6 +540,8 @@ impl Session {
             // The task has the rest.
             self.closing.send_replace(true);
             state.clear();
+            // Said here, because the task may be busy, and whoever gets the partitions looks for it from now on.
+            self.owed.owe(self.name.group(), state.farewell.clone());
         }
         state.phase = Phase::Closed;
         drop(state);

@@ -15,6 +15,9 @@ use crate::stream::owed::Debt;
 /// Deadline of one request while the start of a partition is looked up.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Deadline of the look for the beginnings of partitions without a commit.
+const BEGINNING_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Deadline of the look whether a topic is still missing; the session serves nothing else meanwhile.
 const MISSING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -111,15 +114,11 @@ impl Session {
         match event {
             ConsumerEvent::Assigned(partitions) => {
                 self.metrics.rebalances.with_label_values(&["assigned"]).inc();
-                let partitions = match self.known.get() {
-                    None => partitions,
-                    Some(known) => match self.with_starts(consumer, known, partitions).await {
-                        Ok(Some(partitions)) => partitions,
-                        Ok(None) => return Some(End::Rejoin),
-                        Err(error) => return Some(End::Fatal(error)),
-                    },
+                let (partitions, owed) = match self.with_starts(consumer, partitions).await {
+                    Ok(Some(starts)) => starts,
+                    Ok(None) => return Some(End::Rejoin),
+                    Err(error) => return Some(End::Fatal(error)),
                 };
-                let (partitions, owed) = self.behind_owed(consumer, partitions).await;
                 tracing::debug!(%name, ?partitions, ?owed, "assigned");
                 if let Err(error) = self.assign(consumer, &partitions, &owed) {
                     tracing::warn!(%name, %error, "assign");
@@ -294,76 +293,86 @@ impl Session {
         Ok(())
     }
 
-    /// Lets those of `partitions` that the group would begin before acks which it was never told of begin behind them;
-    /// returns them once more, see [`OwedCommits`](crate::stream::owed::OwedCommits).
-    async fn behind_owed(
-        &self,
-        consumer: &Arc<GroupConsumer>,
-        mut partitions: Vec<Partition>,
-    ) -> (Vec<Partition>, Vec<Partition>) {
-        if let Some(registry) = self.registry.upgrade() {
-            registry.hand_over(self, &partitions);
-        }
-        let owed = self.owed.of(self.name.group(), &partitions);
-        if owed.is_empty() {
-            return (partitions, Vec::new());
-        }
-        let wanted: Vec<Partition> = owed.iter().map(|debt| debt.partition.clone()).collect();
-        let asked = consumer.clone();
-        let ask = move || asked.committed(&wanted, RESOLVE_TIMEOUT);
-        let found = match tokio::task::spawn_blocking(ask).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => {
-                // Then they come again, as after a crash.
-                self.log_once("cannot tell what is committed", &error);
-                return (partitions, Vec::new());
-            }
-            Err(error) => {
-                tracing::error!(%error, "owed commits");
-                return (partitions, Vec::new());
-            }
-        };
-        self.owed.settle(self.name.group(), &found);
-        let is_same =
-            |a: &Partition, b: &Partition| a.topic == b.topic && a.partition == b.partition;
-        let mut begins = Vec::new();
-        for Debt { partition, committed } in owed {
-            let is_behind = found.iter().any(|found| {
-                is_same(found, &partition) && (committed..partition.offset).contains(&found.offset)
-            });
-            let given = partitions.iter_mut().find(|given| is_same(given, &partition));
-            if let Some(given) = given.filter(|_| is_behind) {
-                given.offset = partition.offset;
-                begins.push(partition);
-            }
-        }
-        (partitions, begins)
-    }
-
-    /// Gives each of `partitions` that the group has no commit for a start, and commits it: with
-    /// `auto.offset.reset=latest` a restart before the first ack would else pass over what came meanwhile. `None` if
-    /// the group has moved on: these partitions may not be offered again, so the consumer has to start over.
+    /// Gives each of `partitions` its start as a number, see `kafka/consumer.rs`: the group's commit, or what lies behind acks
+    /// that the group was never told of, see [`OwedCommits`](crate::stream::owed::OwedCommits), or else by
+    /// `auto.offset.reset`. Those that begin behind owed acks are returned once more.
+    ///
+    /// `None` if the group has moved on: these partitions may not be offered again, so the consumer has to start over.
     async fn with_starts(
         &self,
         consumer: &Arc<GroupConsumer>,
-        known: &[Option<i32>],
         partitions: Vec<Partition>,
-    ) -> Result<Option<Vec<Partition>>> {
+    ) -> Result<Option<(Vec<Partition>, Vec<Partition>)>> {
         if partitions.is_empty() {
-            return Ok(Some(partitions));
+            return Ok(Some((partitions, Vec::new())));
         }
+        let mut asked: Option<(Vec<Debt>, Vec<Start>)> = None;
+        loop {
+            let registry = self.registry.upgrade();
+            let some_had_them =
+                registry.is_some_and(|registry| registry.hand_over(self, &partitions));
+            let owed = self.owed.of(self.name.group(), &partitions);
+            // Whoever had them may have acked, and committed, while the group was asked: then its answer is old.
+            if let Some((known, starts)) = asked.take()
+                && !some_had_them
+                && known == owed
+            {
+                return Ok(Some(self.behind_owed(starts, &owed)));
+            }
+            let Some(starts) = self.resolve(consumer, &partitions).await? else {
+                return Ok(None);
+            };
+            asked = Some((owed, starts));
+        }
+    }
+
+    /// Lets those of `starts` that lie before acks which the group was never told of begin behind them; returns these once
+    /// more.
+    fn behind_owed(&self, starts: Vec<Start>, owed: &[Debt]) -> (Vec<Partition>, Vec<Partition>) {
+        let commit = |Start { partition, committed }: &Start| {
+            Partition::new(partition.topic.clone(), partition.partition, *committed)
+        };
+        let commits: Vec<Partition> = starts.iter().map(commit).collect();
+        self.owed.settle(self.name.group(), &commits);
+        let mut behind = Vec::new();
+        let begin = |Start { mut partition, committed }: Start| {
+            let debt = owed.iter().find(|debt| is_same(&debt.partition, &partition));
+            let is_before =
+                |debt: &&Debt| (debt.committed..debt.partition.offset).contains(&committed);
+            if let Some(debt) = debt.filter(is_before) {
+                partition.offset = debt.partition.offset;
+                behind.push(partition.clone());
+            }
+            partition
+        };
+        (starts.into_iter().map(begin).collect(), behind)
+    }
+
+    /// Asks the group, and where it has no commit the brokers, where `partitions` start. With `auto.offset.reset=latest` a
+    /// start that is no commit is committed: a restart before the first ack would else pass over what came meanwhile. `None`
+    /// if the group has moved on.
+    async fn resolve(
+        &self,
+        consumer: &Arc<GroupConsumer>,
+        partitions: &[Partition],
+    ) -> Result<Option<Vec<Start>>> {
         let began = Instant::now();
         loop {
-            let known: Vec<(Arc<str>, Option<i32>)> =
-                self.topics.iter().cloned().zip(known.iter().copied()).collect();
-            let (consumer, wanted) = (consumer.clone(), partitions.clone());
-            let resolved = tokio::task::spawn_blocking(move || resolve(&consumer, &known, wanted))
-                .await
-                .unwrap_or_else(|error| {
-                    Err(CommitError::Failed(Error::new(ErrorKind::Internal, error.to_string())))
-                });
+            let known: Option<Vec<(Arc<str>, Option<i32>)>> = self
+                .known
+                .get()
+                .map(|known| self.topics.iter().cloned().zip(known.iter().copied()).collect());
+            let is_earliest = self.options.starts_at_beginning;
+            let (consumer, wanted) = (consumer.clone(), partitions.to_vec());
+            let look_up = move || match known {
+                Some(known) => latest_starts(&consumer, &known, &wanted),
+                None => earliest_starts(&consumer, is_earliest, &wanted),
+            };
+            let resolved = tokio::task::spawn_blocking(look_up).await.unwrap_or_else(|error| {
+                Err(CommitError::Failed(Error::new(ErrorKind::Internal, error.to_string())))
+            });
             match resolved {
-                Ok(partitions) => return Ok(Some(partitions)),
+                Ok(starts) => return Ok(Some(starts)),
                 Err(CommitError::GroupMovedOn) => return Ok(None),
                 Err(CommitError::Failed(error)) => {
                     tracing::warn!(name = %self.name.full(), %error, "cannot tell where to start");
@@ -375,6 +384,18 @@ impl Session {
             }
         }
     }
+}
+
+/// Where a partition begins.
+struct Start {
+    /// The partition with its start; without one librdkafka has to find it.
+    partition: Partition,
+    /// What the group has committed.
+    committed: Option<i64>,
+}
+
+fn is_same(a: &Partition, b: &Partition) -> bool {
+    a.partition == b.partition && a.topic == b.topic
 }
 
 enum End {
@@ -404,25 +425,68 @@ fn commit_before_leaving(
     Vec::new()
 }
 
-fn resolve(
+/// At the group's commits.
+fn committed_starts(
+    consumer: &GroupConsumer,
+    wanted: &[Partition],
+) -> Result<Vec<Start>, CommitError> {
+    let found = consumer.committed(wanted, RESOLVE_TIMEOUT).map_err(CommitError::Failed)?;
+    let start = |partition: Partition| Start { committed: partition.offset, partition };
+    Ok(found.into_iter().map(start).collect())
+}
+
+/// At the commits, or, with `is_earliest`, at the beginnings.
+fn earliest_starts(
+    consumer: &GroupConsumer,
+    is_earliest: bool,
+    wanted: &[Partition],
+) -> Result<Vec<Start>, CommitError> {
+    let mut starts = committed_starts(consumer, wanted)?;
+    let without: Vec<Partition> = starts
+        .iter()
+        .filter(|start| start.committed.is_none())
+        .map(|start| start.partition.clone())
+        .collect();
+    if !is_earliest || without.is_empty() {
+        return Ok(starts);
+    }
+    match consumer.beginnings(&without, BEGINNING_TIMEOUT) {
+        Ok(found) => {
+            for start in starts.iter_mut().filter(|start| start.committed.is_none()) {
+                let beginning = found.iter().find(|found| is_same(found, &start.partition));
+                start.partition.offset = beginning.and_then(|found| found.offset);
+            }
+        }
+        // The others need not wait for a leader that is away: librdkafka goes on asking for it.
+        Err(error) => tracing::debug!(%error, "beginnings"),
+    }
+    Ok(starts)
+}
+
+/// At the commits, or at the ends (of partitions that are newer than the session: at their beginnings), which are
+/// committed. `known` is how many partitions each topic had when the session began.
+fn latest_starts(
     consumer: &GroupConsumer,
     known: &[(Arc<str>, Option<i32>)],
-    wanted: Vec<Partition>,
-) -> Result<Vec<Partition>, CommitError> {
-    let mut found = consumer.committed(&wanted, RESOLVE_TIMEOUT).map_err(CommitError::Failed)?;
-    let mut starts = Vec::new();
-    for partition in found.iter_mut().filter(|partition| partition.offset.is_none()) {
+    wanted: &[Partition],
+) -> Result<Vec<Start>, CommitError> {
+    let mut starts = committed_starts(consumer, wanted)?;
+    let mut resolved = Vec::new();
+    for Start { partition, committed } in
+        starts.iter_mut().filter(|start| start.committed.is_none())
+    {
         let (first, next) = consumer
             .offsets(&partition.topic, partition.partition, RESOLVE_TIMEOUT)
             .map_err(CommitError::Failed)?;
         let count =
             known.iter().find(|(topic, _)| *topic == partition.topic).and_then(|(_, count)| *count);
         let is_new = count.is_some_and(|count| partition.partition >= count);
-        partition.offset = Some(if is_new { first } else { next });
-        starts.push(partition.clone());
+        *committed = Some(if is_new { first } else { next });
+        partition.offset = *committed;
+        resolved.push(partition.clone());
     }
-    if !starts.is_empty() {
-        consumer.commit(&starts)?;
+    if !resolved.is_empty() {
+        consumer.commit(&resolved)?;
     }
-    Ok(found)
+    Ok(starts)
 }

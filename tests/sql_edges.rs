@@ -168,7 +168,7 @@ fn http_clients_ask() {
     let answer = ask(&karrow, post, typed);
     assert_eq!(
         answer.2,
-        "[{\"a\":1,\"b\":\"x\",\"c\":null,\"d\":0.5,\"e\":\"18446744073709551615\"}]\n"
+        "[{\"a\":1,\"b\":\"x\",\"c\":null,\"d\":0.5,\"e\":18446744073709551615}]\n"
     );
     let named = r#"{"query":"select count(*) as n from candy where payload.price < $p","params":{"p":9},"format":"csv"}"#;
     assert_eq!(ask(&karrow, post, named).2, "n\n8\n");

@@ -345,6 +345,12 @@ impl Engine {
 
     /// Of a table that is not there, says more than DuckDB knows.
     async fn named(&self, error: Error) -> Error {
+        if let Some(lost) = self.store().and_then(|store| store.lost())
+            && is_of_a_table(&error)
+        {
+            let why = format!("what is stored cannot be read at this moment: {}", lost.message());
+            return Error::new(ErrorKind::Unavailable, why);
+        }
         let Some(name) = missing_table(&error).map(str::to_owned) else { return error };
         let topics = self.catalog.streams().topics();
         let topics = tokio::time::timeout(TOPICS_TIMEOUT, topics).await;

@@ -51,7 +51,8 @@ pub struct Store {
     nexts: Mutex<Nexts>,
     /// Where the file is.
     path: PathBuf,
-    /// Why DuckDB has given the file up, which it does when it cannot write its log into it.
+    /// Why the file is to be opened again: DuckDB gives it up when it cannot write its log into it, and what it holds of it in
+    /// memory is wrong after a commit that found none.
     lost: Mutex<Option<Error>>,
 }
 
@@ -126,10 +127,15 @@ impl Store {
         if let Err(error) = &worked
             && is_invalidated(error)
         {
-            tracing::error!(%error, "DuckDB has given up its file, which is opened again");
-            *self.lost.lock() = Some(error.clone());
+            self.give_up(error);
         }
         worked
+    }
+
+    /// Nothing more is written before the file is opened again.
+    fn give_up(&self, why: &Error) {
+        tracing::error!(error = %why, "what DuckDB holds of its file is no good, which is opened again");
+        *self.lost.lock() = Some(why.clone());
     }
 
     /// DuckDB keeps a file that it has given up as it was after the last commit, and lets it be attached again, once nothing
@@ -421,7 +427,15 @@ impl Store {
             let changed = change(writer, &tables).and_then(|table| {
                 // With the lock, so that nobody who begins to read sees one of them without the other, see `is_seen`.
                 let mut tables = self.tables.write();
-                writer.execute_batch("commit").map_err(failed)?;
+                let committed = writer.execute_batch("commit").map_err(failed);
+                if let Err(error) = &committed
+                    && error.kind() == ErrorKind::Exhausted
+                {
+                    // DuckDB 2.0 takes the rows back, but not out of each of their columns, where they would stand in the
+                    // place of the next ones. The file has none of it.
+                    self.give_up(error);
+                }
+                committed?;
                 tables.extend(table);
                 self.commits.fetch_add(1, Ordering::Release);
                 Ok(())

@@ -203,12 +203,11 @@ fn parameter(value: Value) -> Result<Parameter> {
         Value::Null => Parameter::Null,
         Value::Bool(value) => Parameter::Boolean(value),
         Value::String(text) => Parameter::Text(text),
-        Value::Number(number) => match (number.as_i64(), number.as_f64()) {
-            (Some(integer), _) => Parameter::Integer(integer),
-            // Beyond 64 bits with a sign, digit by digit.
-            (None, _) if number.is_u64() => Parameter::Text(number.to_string()),
-            (None, Some(double)) => Parameter::Double(double),
-            (None, None) => Parameter::Text(number.to_string()),
+        Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+            (Some(integer), ..) => Parameter::Integer(integer),
+            (_, Some(integer), _) => Parameter::Unsigned(integer),
+            (.., Some(double)) => Parameter::Double(double),
+            (.., None) => Parameter::Text(number.to_string()),
         },
         nested => return Err(Error::invalid(format!("params: {nested} is no single value"))),
     })

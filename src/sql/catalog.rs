@@ -103,7 +103,7 @@ impl Catalog {
         if !self.views.lock().iter().any(|named| is_other(&named)) {
             return Ok(());
         }
-        let names = connection.table_names(sql)?;
+        let names = connection.table_names(sql)?.unwrap_or_default();
         let views = self.views.lock();
         let is_a_name = |name: &str| views.values().any(|views| views.name == name);
         let is_meant = |topic: &str| names.iter().any(|name| name == topic && !is_a_name(name));

@@ -10,14 +10,30 @@ mod statement;
 use std::ptr;
 use std::sync::Arc;
 
+use arrow::array::AsArray;
 use duckdb::ffi;
 use parking_lot::Mutex;
+use serde_json::Value;
 
 pub(super) use failure::{class, failure, located};
-use handles::{DuckValue, QueryResult, c_text, text};
+use handles::{QueryResult, c_text, text};
 pub use statement::{Kind, Parameter, Prepared, Rows};
 
 use crate::error::{Error, Result};
+
+/// The names in a statement's tree.
+fn gather_tables(tree: &Value, names: &mut Vec<String>) {
+    match tree {
+        Value::Object(node) => {
+            if node.get("type").and_then(Value::as_str) == Some("BASE_TABLE") {
+                names.extend(node.get("table_name").and_then(Value::as_str).map(str::to_owned));
+            }
+            node.values().for_each(|below| gather_tables(below, names));
+        }
+        Value::Array(nodes) => nodes.iter().for_each(|below| gather_tables(below, names)),
+        _ => {}
+    }
+}
 
 /// A DuckDB instance, closed when nobody has it any more.
 pub struct Database {
@@ -172,16 +188,24 @@ impl Connection {
         if state == ffi::DuckDBSuccess { Ok(()) } else { Err(result.failure()) }
     }
 
-    /// The names of the tables that a statement mentions, as it spells them, without their schemas.
+    /// The names of the tables that a statement mentions, as it spells them, without their schemas; `None`, if it is none that
+    /// selects.
     ///
     /// # Errors
-    /// The text has a zero byte. Of what is no statement there are none.
-    pub fn table_names(&self, sql: &str) -> Result<Vec<String>> {
-        let sql = c_text(sql)?;
-        // SAFETY: the connection is open, and the text a C string; what comes is ours, or null.
-        let names =
-            DuckValue(unsafe { ffi::duckdb_get_table_names(self.raw(), sql.as_ptr(), false) });
-        Ok(names.texts())
+    /// DuckDB's.
+    pub fn table_names(&self, sql: &str) -> Result<Option<Vec<String>>> {
+        let mut parsed = self.prepare("select json_serialize_sql(?::varchar)::varchar")?;
+        parsed.bind(1, &Parameter::Text(sql.to_owned()))?;
+        let rows = parsed.run()?.next().transpose()?;
+        let text = rows.as_ref().map(|rows| rows.column(0).as_string::<i32>().value(0));
+        let tree: Value = serde_json::from_str(text.unwrap_or_default())
+            .map_err(|error| Error::internal(format!("json_serialize_sql: {error}")))?;
+        if tree.get("error") != Some(&Value::Bool(false)) {
+            return Ok(None);
+        }
+        let mut names = Vec::new();
+        gather_tables(&tree, &mut names);
+        Ok(Some(names))
     }
 
     /// Prepares a text that must be one statement.

@@ -69,6 +69,10 @@ pub fn located(error: Error, sql: &str) -> Error {
 pub fn failure(why: Option<String>) -> Error {
     let why = why.unwrap_or_else(|| "DuckDB has failed and does not say why".to_owned());
     let kind = match class_of(&why) {
+        // Whatever it was doing then.
+        _ if why.contains("allocate block of size") || why.contains("allocate data of size") => {
+            ErrorKind::Exhausted
+        }
         "INTERRUPT" => ErrorKind::Timeout,
         "Out of Memory" => ErrorKind::Exhausted,
         "Catalog"

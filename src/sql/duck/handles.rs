@@ -50,37 +50,6 @@ impl Drop for Chunk {
     }
 }
 
-pub struct DuckValue(pub ffi::duckdb_value);
-
-impl DuckValue {
-    /// The texts of a list.
-    pub fn texts(&self) -> Vec<String> {
-        if self.0.is_null() {
-            return Vec::new();
-        }
-        // SAFETY: the value is there, and what is asked of it exists; texts are ours to be freed.
-        unsafe {
-            let of = |at| {
-                let item = DuckValue(ffi::duckdb_get_list_child(self.0, at));
-                let raw = ffi::duckdb_get_varchar(item.0);
-                let said = text(raw);
-                ffi::duckdb_free(raw.cast());
-                said
-            };
-            (0..ffi::duckdb_get_list_size(self.0)).filter_map(of).collect()
-        }
-    }
-}
-
-impl Drop for DuckValue {
-    fn drop(&mut self) {
-        if !self.0.is_null() {
-            // SAFETY: it is ours.
-            unsafe { ffi::duckdb_destroy_value(&raw mut self.0) };
-        }
-    }
-}
-
 pub struct LogicalType(pub ffi::duckdb_logical_type);
 
 impl LogicalType {

@@ -231,3 +231,24 @@ fn what_runs_can_be_stopped() {
     drop(connection);
     left.interrupt();
 }
+
+#[test]
+fn tables_are_named_as_they_are_written() {
+    let connection = connect();
+    connection.execute("create view candy as from range(3)").expect("created");
+    for (sql, names) in [
+        ("select * from candy", Some(vec!["candy"])),
+        (
+            "-- x\nfrom \"Candy\" join live.\"a.b\" using (x) where y = $y",
+            Some(vec!["Candy", "a.b"]),
+        ),
+        ("select (select max(x) from a), ? union all select 1, 2", Some(vec!["a"])),
+        ("select 1", Some(vec![])),
+        ("drop table x", None),
+        ("selec 1", None),
+    ] {
+        let found = connection.table_names(sql).expect(sql);
+        let names = names.map(|names| names.into_iter().map(str::to_owned).collect::<Vec<_>>());
+        assert_eq!(found, names, "{sql}");
+    }
+}

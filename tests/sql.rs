@@ -240,3 +240,35 @@ async fn questions_have_limits() {
     let rows = sql.rows("select 1 as one").await.expect("free again");
     assert_eq!(rows, [json!({"one": 1})]);
 }
+
+/// What a scan allocates fails with an exception of DuckDB's, which must not reach Rust: the process would end.
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_that_find_no_memory_are_errors() {
+    let kafka = Kafka::with(&[("wide", 1)]);
+    let record = |n: usize| format!(r#"{{"n":{n},"pad":"{}"}}"#, "x".repeat(200 + n % 100));
+    kafka.put_all("wide", 0, (0..20_000).map(record));
+    let limits = SqlLimits { memory_bytes_max: 64 << 20, ..LIMITS };
+    let sql = Arc::new(Sql::start(&kafka, limits));
+    sql.stream("wide", 20_000).await;
+    let scan = "select count(*) as n, max(payload.pad) is not null as has from live.wide";
+    let hungry =
+        "select count(*) as n from (select distinct i, md5(i::varchar) from range(2000000) t(i))";
+    let hogs: Vec<_> = (0..2)
+        .map(|_| {
+            let sql = sql.clone();
+            tokio::spawn(async move {
+                let mut failed = 0;
+                while failed < 10 {
+                    failed += usize::from(sql.rows(hungry).await.is_err());
+                }
+            })
+        })
+        .collect();
+    while hogs.iter().any(|hog| !hog.is_finished()) {
+        match sql.rows(scan).await {
+            Ok(rows) => assert_eq!(rows, [json!({"n": 20_000, "has": true})]),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}"),
+        }
+    }
+    assert_eq!(sql.rows(scan).await.expect("there is memory again").len(), 1);
+}

@@ -12,12 +12,13 @@ use super::duck::Connection;
 use super::growth::{Step, Values, grown, is_wide_in, selected};
 use super::live::{LIVE, LiveTable, Seeing, Snapshot, TAIL, Tables};
 use super::store::{Store, Table};
-use super::tail::tail;
+use super::tail::{Pending, tail};
 use super::types::quoted;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stream::encoded::EncodedBatch;
 use crate::stream::streams::Streams;
 use crate::stream::topic_stream::TopicStream;
+use crate::stream::window::Positions;
 
 /// Where the bare names are, and where DuckDB has the functions that were registered.
 const VIEWS: &str = "memory.main";
@@ -141,7 +142,7 @@ impl Catalog {
                 connection.execute("begin transaction read only")?;
             }
             if is_seen != Ok(false) {
-                return Ok(Seeing::begin(Arc::new(snapshot)));
+                return Ok(Seeing::begin(connection.database(), Arc::new(snapshot)));
             }
         }
         Err(Error::new(ErrorKind::Unavailable, "tables change all the time"))
@@ -191,7 +192,12 @@ impl Catalog {
             Some(pending) => tail(pending, &window.starts, &window.batches)?,
             // Its sink has not begun, so what comes next is not known.
             None if is_wanted => Vec::new(),
-            None => window.batches.clone(),
+            None => {
+                let stored = self.store.as_ref().and_then(|store| store.next(stream.topic()));
+                let ends = stored.unwrap_or_default().or(&Positions::default());
+                let stored = Pending { batches: Vec::new(), ends };
+                tail(&stored, &window.starts, &window.batches)?
+            }
         };
         asked.batches = batches.iter().chain(&window.batches).cloned().collect();
         let comes = |column: &str| {
@@ -240,45 +246,63 @@ impl Catalog {
         if *views == wanted {
             return Ok(());
         }
-        // Those whose names others may get go first.
-        let mut gone = String::new();
-        for (topic, before) in views.iter() {
-            let name = quoted(&before.name);
-            let after = wanted.get(topic).filter(|after| after.name == before.name);
-            if before.has_live() && after.is_none_or(|after| !after.has_live()) {
-                gone.push_str(&format!("drop view if exists live.main.{name};"));
-            }
-            if after.is_none() {
-                gone.push_str(&format!("drop view if exists {VIEWS}.{name};"));
-            }
+        let known = std::mem::take(&mut *views);
+        let made = make(connection, snapshot, &known, &mut wanted);
+        if made.is_err() {
+            // Whichever of them there are now, all of them are made anew.
+            wanted.extend(known);
+            let unfinished = Some("it was not finished".to_owned());
+            wanted.values_mut().for_each(|views| views.failure.clone_from(&unfinished));
         }
-        connection.execute(&gone)?;
-        let of_all = Arc::new(std::mem::take(snapshot));
-        let mut failed = Vec::new();
-        for (topic, after) in &mut wanted {
-            let before = views.get(topic);
-            if before == Some(after) {
-                continue;
-            }
-            let making = Seeing::making(of_all.clone());
-            let made = after.making(topic).and_then(|sql| connection.execute(&sql));
-            drop(making);
-            if let Err(error) = of_one_topic(made)? {
-                after.failure = Some(error.to_string());
-                failed.push((topic.clone(), error));
-                let _making = Seeing::making(of_all.clone());
-                connection.execute(&after.making(topic)?)?;
-            }
-            let is_known = before.is_some_and(|before| before.failure == after.failure);
-            if let Some(why) = after.failure.as_ref().filter(|_| !is_known) {
-                tracing::error!(%topic, %why, "a topic cannot be asked with SQL");
-            }
-        }
-        *snapshot = Arc::into_inner(of_all).unwrap_or_default();
-        snapshot.extend(failed.into_iter().map(|(topic, error)| (topic, Err(error))));
         *views = wanted;
-        Ok(())
+        made
     }
+}
+
+/// Turns the views that are `known` into the ones that are wanted; those that cannot be made say why.
+fn make(
+    connection: &Connection,
+    snapshot: &mut Snapshot,
+    known: &BTreeMap<Arc<str>, Views>,
+    wanted: &mut BTreeMap<Arc<str>, Views>,
+) -> Result<()> {
+    // Those whose names others may get go first.
+    let mut gone = String::new();
+    for (topic, before) in known {
+        let name = quoted(&before.name);
+        let after = wanted.get(topic).filter(|after| after.name == before.name);
+        if before.has_live() && after.is_none_or(|after| !after.has_live()) {
+            gone.push_str(&format!("drop view if exists live.main.{name};"));
+        }
+        if after.is_none() {
+            gone.push_str(&format!("drop view if exists {VIEWS}.{name};"));
+        }
+    }
+    connection.execute(&gone)?;
+    let of_all = Arc::new(std::mem::take(snapshot));
+    let mut failed = Vec::new();
+    for (topic, after) in wanted.iter_mut() {
+        let before = known.get(topic);
+        if before == Some(after) {
+            continue;
+        }
+        let making = Seeing::making(connection.database(), of_all.clone());
+        let made = after.making(topic).and_then(|sql| connection.execute(&sql));
+        drop(making);
+        if let Err(error) = of_one_topic(made)? {
+            after.failure = Some(error.to_string());
+            failed.push((topic.clone(), error));
+            let _making = Seeing::making(connection.database(), of_all.clone());
+            connection.execute(&after.making(topic)?)?;
+        }
+        let is_known = before.is_some_and(|before| before.failure == after.failure);
+        if let Some(why) = after.failure.as_ref().filter(|_| !is_known) {
+            tracing::error!(%topic, %why, "a topic cannot be asked with SQL");
+        }
+    }
+    *snapshot = Arc::into_inner(of_all).unwrap_or_default();
+    snapshot.extend(failed.into_iter().map(|(topic, error)| (topic, Err(error))));
+    Ok(())
 }
 
 /// What is there at one moment.

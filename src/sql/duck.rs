@@ -4,11 +4,13 @@
 //! ran. Here a text is one statement, and its columns are known when it is prepared.
 
 mod failure;
+mod feed;
 mod handles;
 mod statement;
 
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::AsArray;
 use duckdb::ffi;
@@ -16,6 +18,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 pub(super) use failure::{class, failure, located};
+pub use feed::Feed;
 use handles::{QueryResult, c_text, text};
 pub use statement::{Kind, Parameter, Prepared, Rows};
 
@@ -82,7 +85,11 @@ impl Database {
         if state != ffi::DuckDBSuccess {
             return Err(Error::internal("DuckDB gives no connection"));
         }
-        Ok(Connection { raw: Arc::new(Mutex::new(RawConnection(raw))), database: self.clone() })
+        Ok(Connection {
+            raw: Arc::new(Mutex::new(RawConnection(raw))),
+            database: self.clone(),
+            is_spoiled: AtomicBool::new(false),
+        })
     }
 
     /// A connection of the `duckdb` crate, for its appenders and table functions. It must be gone before the instance is.
@@ -142,6 +149,7 @@ unsafe impl Send for RawConnection {}
 pub struct Connection {
     raw: Arc<Mutex<RawConnection>>,
     database: Arc<Database>,
+    is_spoiled: AtomicBool,
 }
 
 /// Stops what a connection is doing, from any thread; does nothing when the connection has gone.
@@ -163,6 +171,16 @@ impl Connection {
     /// What stops it.
     pub fn interrupter(&self) -> Interrupter {
         Interrupter(self.raw.clone())
+    }
+
+    /// Something may have changed what the next statement means here.
+    pub fn spoil(&self) {
+        self.is_spoiled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that has happened.
+    pub fn is_spoiled(&self) -> bool {
+        self.is_spoiled.load(Ordering::Relaxed)
     }
 
     /// The instance.

@@ -41,6 +41,9 @@ const BYTES_MAX: usize = 4 << 20;
 /// Answers that may be on their way for each query that may run: those whose clients take their time do not run.
 const ANSWERS_PER_PLACE: usize = 8;
 
+/// How much longer than a query may run its client may take for the answer.
+const READ_TIMES: u32 = 10;
+
 /// How long brokers may take to say whether a table that is not there is a topic.
 const TOPICS_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -144,13 +147,14 @@ struct Place {
 }
 
 impl Place {
-    /// Does what waits for somebody else. Blocks.
-    fn lend<T>(&mut self, runtime: &Handle, wait: impl FnOnce() -> T) -> T {
+    fn leave(&mut self) {
         self.permit = None;
-        let waited = wait();
+    }
+
+    /// Waits until there is one again. Blocks.
+    fn take(&mut self, runtime: &Handle) {
         // It fails only when the places are closed, which nobody does.
         self.permit = runtime.block_on(self.places.clone().acquire_owned()).ok();
-        waited
     }
 }
 
@@ -402,7 +406,7 @@ impl Engine {
             let metrics = &engine.metrics;
             let _counted = Counted::new(&metrics.sql_running);
             let began = Instant::now();
-            let mut client = Client { say, running, place };
+            let mut client = Client { say, running, place, waited: Duration::ZERO };
             let outcome = engine.answer(&sql, &parameters, &mut client);
             let outcome = outcome.map_err(|error| engine.explained(error, &client.running));
             metrics.sql_seconds.observe(began.elapsed().as_secs_f64());
@@ -456,7 +460,9 @@ impl Engine {
             }
         }
         let _ = connection.execute("rollback");
-        self.idle.lock().push(connection);
+        if !connection.is_spoiled() {
+            self.idle.lock().push(connection);
+        }
         worked
     }
 
@@ -467,6 +473,11 @@ impl Engine {
         let prepared = connection.prepare(sql)?;
         match prepared.kind() {
             Kind::Reads => Ok(prepared),
+            Kind::Explains => {
+                // With ANALYZE it runs what it explains, whatever that may do to the connection.
+                connection.spoil();
+                Ok(prepared)
+            }
             Kind::Other => Err(not_reading()),
         }
     }
@@ -528,27 +539,45 @@ struct Client {
     say: mpsc::Sender<Result<Said>>,
     running: Arc<Running>,
     place: Place,
+    /// How long the query has waited for it.
+    waited: Duration,
 }
 
 impl Client {
     /// Waits until the client takes it; `false` if it has gone. Blocks.
     ///
     /// # Errors
-    /// It has taken nothing for as long as a query may run.
+    /// It has taken nothing for as long as a query may run, or takes [`READ_TIMES`] as long for all of it.
     fn is_told(&mut self, engine: &Engine, said: Said) -> Result<bool> {
         let said = match self.say.try_send(Ok(said)) {
             Ok(()) => return Ok(true),
             Err(TrySendError::Closed(_)) => return Ok(false),
             Err(TrySendError::Full(said)) => said,
         };
-        let (runtime, time_max) = (&engine.runtime, engine.limits.time_max);
-        let sent = tokio::time::timeout(time_max, self.say.send(said));
-        let place = &mut self.place;
-        match self.running.pause(|| place.lend(runtime, || runtime.block_on(sent))) {
+        // Whoever reads holds what it reads, such as a file that is to be opened again.
+        let is_waited_for = engine.store().is_some_and(|store| store.lost().is_some());
+        let once_max = engine.limits.time_max;
+        let all_max = if is_waited_for { once_max } else { once_max * READ_TIMES };
+        let wait_max = once_max.min(all_max.saturating_sub(self.waited));
+        let sent = tokio::time::timeout(wait_max, self.say.send(said));
+        let began = Instant::now();
+        let sent = self.running.pause(|| {
+            self.place.leave();
+            let sent = engine.runtime.block_on(sent);
+            if matches!(sent, Ok(Ok(()))) {
+                self.place.take(&engine.runtime);
+            }
+            sent
+        });
+        self.waited += began.elapsed();
+        match sent {
             Ok(sent) => Ok(sent.is_ok()),
             Err(_) => {
-                let seconds = time_max.as_secs_f64();
-                let why = format!("the client has taken nothing of the answer for {seconds} s");
+                let seconds = wait_max.as_secs_f64();
+                let why = match wait_max == once_max {
+                    true => format!("the client has taken nothing of the answer for {seconds} s"),
+                    false => "the client takes too long for the answer".to_owned(),
+                };
                 Err(Error::new(ErrorKind::Exhausted, why))
             }
         }

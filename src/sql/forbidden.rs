@@ -139,6 +139,7 @@ impl Forbidden {
     /// # Errors
     /// It calls such a function: names it.
     pub fn check(&self, sql: &str) -> Result<()> {
+        check_characters(sql)?;
         // What begins otherwise reads, or is no SQL, of which DuckDB says where.
         let first = uncommented(sql);
         let word: String = first.chars().take_while(char::is_ascii_alphabetic).collect();
@@ -154,6 +155,21 @@ impl Forbidden {
         };
         Err(Error::new(ErrorKind::Invalid, why))
     }
+}
+
+/// DuckDB takes some characters for blanks that nobody sees, and ends a comment where others see no end of a line: what is
+/// looked through here would be another text than what runs.
+fn check_characters(sql: &str) -> Result<()> {
+    let mut rest = sql.chars().peekable();
+    while let Some(c) = rest.next() {
+        let is_alone = c == '\r' && rest.peek() != Some(&'\n');
+        if is_alone || matches!(c, '\u{180e}' | '\u{200b}' | '\u{2060}' | '\u{feff}') {
+            let code = u32::from(c);
+            let why = format!("a statement cannot have U+{code:04X}: give it as a parameter");
+            return Err(Error::invalid(why));
+        }
+    }
+    Ok(())
 }
 
 /// The error for a statement that does not only read.
@@ -216,6 +232,12 @@ mod tests {
             "from live_scan(null)",
             "from tail_scan ('t')",
             "select * from force_checkpoint\u{200b}('stored')",
+            "\u{200b}explain analyze set search_path = 'live'",
+            "\u{feff}explain analyze checkpoint stored",
+            "\u{2060}explain analyze commit",
+            "--\rexplain analyze checkpoint stored",
+            "select current_setting--\r('threads')",
+            "from query--\r('select 42')",
             "select current_setting\u{feff}\u{a0}('x')",
             "explain analyze set search_path = 'live'",
             "EXPLAIN /* */ checkpoint stored",
@@ -235,6 +257,7 @@ mod tests {
             "select * from duckdb_tables(), unnest([1])",
             "select my_read_csv(1), pragmatic from t",
             "select 'read_csv' as x",
+            "-- one\r\nselect\r\n1",
             "explain select 1",
             "explain analyze with a as (select 1) from a",
         ] {

@@ -7,13 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, RecordBatchOptions};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use duckdb::core::{DataChunkHandle, LogicalTypeHandle, LogicalTypeId};
-use duckdb::vtab::{
-    BindInfo, InitInfo, TableFunctionInfo, VTab, record_batch_to_duckdb_data_chunk,
-    to_duckdb_logical_type,
-};
+use duckdb::vtab::{BindInfo, InitInfo, TableFunctionInfo, VTab, to_duckdb_logical_type};
 
+use super::duck::{Database, Feed};
 use super::growth::fitted;
 use super::types::{stored_batch, stored_schema};
 use crate::error::{Error, Result};
@@ -68,32 +66,36 @@ impl LiveTable {
         self.batches.iter().map(|batch| batch.batch.num_rows()).sum()
     }
 
-    /// Some rows of a batch, and of them some columns.
-    fn chunk(&self, piece: &Piece, columns: &[Option<usize>]) -> Result<RecordBatch> {
+    /// Some of its columns.
+    fn fields(&self, columns: &[Option<usize>]) -> SchemaRef {
+        let field =
+            |column: &Option<usize>| match column.and_then(|at| self.stored.fields().get(at)) {
+                Some(field) => field.clone(),
+                // A row's number, which DuckDB asks for when it wants no column.
+                None => Arc::new(Field::new("rowid", DataType::Int64, false)),
+            };
+        Arc::new(Schema::new(columns.iter().map(field).collect::<Fields>()))
+    }
+
+    /// Some rows of a batch, and of them the columns of `schema`, which are [`fields`](Self::fields) of `columns`.
+    fn chunk(
+        &self,
+        piece: &Piece,
+        columns: &[Option<usize>],
+        schema: &SchemaRef,
+    ) -> Result<RecordBatch> {
         let internal = |error: arrow::error::ArrowError| Error::internal(error.to_string());
         let of = self.batches.get(piece.batch).ok_or_else(|| Error::internal("no such batch"))?;
         let source = of.derived(&self.stored, || {
             stored_batch(&fitted(&of.batch, &self.schema)?, &self.stored)
         })?;
-        let (mut fields, mut arrays): (Vec<Field>, Vec<ArrayRef>) = (Vec::new(), Vec::new());
-        for column in columns {
-            match column
-                .and_then(|at| Some((source.columns().get(at)?, self.stored.fields().get(at)?)))
-            {
-                Some((array, field)) => {
-                    fields.push(field.as_ref().clone());
-                    arrays.push(array.slice(piece.at, piece.rows));
-                }
-                // A row's number, which DuckDB asks for when it wants no column.
-                None => {
-                    fields.push(Field::new("rowid", DataType::Int64, false));
-                    arrays.push(Arc::new(Int64Array::from(vec![0; piece.rows])));
-                }
-            }
-        }
+        let array = |column: &Option<usize>| match column.and_then(|at| source.columns().get(at)) {
+            Some(array) => array.slice(piece.at, piece.rows),
+            None => Arc::new(Int64Array::from(vec![0; piece.rows])) as ArrayRef,
+        };
+        let arrays = columns.iter().map(array).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(piece.rows));
-        RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options)
-            .map_err(internal)
+        RecordBatch::try_new_with_options(schema.clone(), arrays, &options).map_err(internal)
     }
 
     fn pieces(&self) -> Vec<Piece> {
@@ -129,6 +131,7 @@ struct Seen {
     versions: BTreeMap<Arc<str>, u64>,
     /// Views are made, also of what cannot be had.
     is_making: bool,
+    database: Arc<Database>,
 }
 
 /// Lets queries of this thread see a snapshot, until it is dropped.
@@ -136,14 +139,18 @@ pub struct Seeing(());
 
 impl Seeing {
     /// From now on.
-    pub fn begin(snapshot: Arc<Snapshot>) -> Self {
-        SEEN.set(Some(Seen { snapshot, versions: BTreeMap::new(), is_making: false }));
-        Self(())
+    pub fn begin(database: &Arc<Database>, snapshot: Arc<Snapshot>) -> Self {
+        Self::of(database, snapshot, false)
     }
 
     /// From now on, to make views: of what cannot be had, too, which says so when it is asked.
-    pub fn making(snapshot: Arc<Snapshot>) -> Self {
-        SEEN.set(Some(Seen { snapshot, versions: BTreeMap::new(), is_making: true }));
+    pub fn making(database: &Arc<Database>, snapshot: Arc<Snapshot>) -> Self {
+        Self::of(database, snapshot, true)
+    }
+
+    fn of(database: &Arc<Database>, snapshot: Arc<Snapshot>, is_making: bool) -> Self {
+        let (versions, database) = (BTreeMap::new(), database.clone());
+        SEEN.set(Some(Seen { snapshot, versions, is_making, database }));
         Self(())
     }
 
@@ -169,13 +176,15 @@ struct Piece {
 /// See the top of this file. There is one for windows, and one for what lies behind tables.
 pub struct LiveScan<const IS_TAIL: bool>;
 
-/// What is scanned.
-pub struct Bound(Arc<LiveTable>);
+/// What is scanned, and by which instance.
+pub struct Bound(Arc<LiveTable>, Arc<Database>);
 
 /// How far it is scanned.
 pub struct Scanned {
     /// Of the table, in the order of the chunk; `None` is the row's number.
     columns: Vec<Option<usize>>,
+    schema: SchemaRef,
+    feed: Feed,
     pieces: Vec<Piece>,
     next: AtomicUsize,
 }
@@ -186,35 +195,39 @@ impl<const IS_TAIL: bool> VTab for LiveScan<IS_TAIL> {
 
     fn bind(bind: &BindInfo) -> Result<Bound, Box<dyn std::error::Error>> {
         let topic = bind.get_parameter(0).to_string();
-        let table = SEEN.with_borrow_mut(|seen| {
+        let (table, database) = SEEN.with_borrow_mut(|seen| {
             let seen = seen.as_mut().ok_or("live_scan outside of a query")?;
+            let database = seen.database.clone();
             let found = seen.snapshot.get_key_value(topic.as_str());
             let (topic, tables) = match found {
                 Some((topic, Ok(tables))) => (topic, tables),
-                _ if seen.is_making => return Ok(Arc::new(LiveTable::unknown())),
+                _ if seen.is_making => return Ok((Arc::new(LiveTable::unknown()), database)),
                 Some((topic, Err(error))) => return Err(format!("topic '{topic}': {error}")),
                 None => return Err(format!("topic '{topic}' is no stream")),
             };
             seen.versions.insert(topic.clone(), tables.live.version());
-            Ok::<_, String>(if IS_TAIL { tables.tail.clone() } else { tables.live.clone() })
+            let table = if IS_TAIL { &tables.tail } else { &tables.live };
+            Ok::<_, String>((table.clone(), database))
         })?;
         for field in table.stored.fields() {
             bind.add_result_column(field.name(), to_duckdb_logical_type(field.data_type())?);
         }
         bind.set_cardinality(table.rows() as u64, true);
-        Ok(Bound(table))
+        Ok(Bound(table, database))
     }
 
     fn init(init: &InitInfo) -> Result<Scanned, Box<dyn std::error::Error>> {
         let bound = init.get_bind_data::<Bound>();
         // SAFETY: DuckDB keeps what bind gave it for as long as the scan lives, and nobody changes it.
-        let table = unsafe { &(*bound).0 };
+        let Bound(table, database) = unsafe { &*bound };
         let known = table.stored.fields().len();
         let column = |at: u64| usize::try_from(at).ok().filter(|at| *at < known);
-        let columns = init.get_column_indices().into_iter().map(column).collect();
+        let columns: Vec<_> = init.get_column_indices().into_iter().map(column).collect();
+        let schema = table.fields(&columns);
+        let feed = Feed::new(database, &schema)?;
         let pieces = table.pieces();
         init.set_max_threads((pieces.len() as u64).clamp(1, THREADS_MAX));
-        Ok(Scanned { columns, pieces, next: AtomicUsize::new(0) })
+        Ok(Scanned { columns, schema, feed, pieces, next: AtomicUsize::new(0) })
     }
 
     fn func(
@@ -227,8 +240,8 @@ impl<const IS_TAIL: bool> VTab for LiveScan<IS_TAIL> {
             output.set_len(0);
             return Ok(());
         };
-        let chunk = table.chunk(piece, &scanned.columns)?;
-        record_batch_to_duckdb_data_chunk(&chunk, output)
+        let chunk = table.chunk(piece, &scanned.columns, &scanned.schema)?;
+        Ok(scanned.feed.fill(&chunk, output)?)
     }
 
     fn supports_pushdown() -> bool {

@@ -24,6 +24,8 @@ pub fn said_of_missing(error: &Error, missing: &str, names: &[String], is_topic:
     let first = head.lines().next().unwrap_or_default();
     let hint = if first.contains("because schema \"stored\" does not exist") {
         "\nTopics are not stored here: see --persist".to_owned()
+    } else if let Some(name) = names.iter().find(|name| name.eq_ignore_ascii_case(missing)) {
+        format!("\nIt needs double quotes: \"{name}\"")
     } else if is_topic {
         format!(
             "\n'{missing}' is a topic, and no stream yet: see --topics, or `karrow client actions add-stream {missing}`"
@@ -67,13 +69,13 @@ mod tests {
                     Did you mean \"pg_attrdef\"?\n\nLINE 1: from ordrs\n             ^";
         let error = Error::invalid(said);
         assert_eq!(missing_table(&error), Some("ordrs"));
-        let names = ["orders", "Orders_1", "clicks", "ordering"].map(str::to_owned);
+        let orders = ["orders", "Orders_1", "clicks", "ordering"].map(str::to_owned);
         let head = "Catalog Error: Table with name ordrs does not exist! (line 1, column 6)";
         let tail = "\n\nLINE 1: from ordrs\n             ^";
         for (names, is_topic, hint) in [
-            (names.as_slice(), false, "\nDid you mean \"orders\" or \"Orders_1\"?"),
+            (orders.as_slice(), false, "\nDid you mean \"orders\" or \"Orders_1\"?"),
             (
-                names.as_slice(),
+                orders.as_slice(),
                 true,
                 "\n'ordrs' is a topic, and no stream yet: see --topics, or `karrow client actions add-stream ordrs`",
             ),
@@ -88,12 +90,19 @@ mod tests {
             assert_eq!(error.message(), format!("{head}{hint}{tail}"));
             assert_eq!(error.kind(), ErrorKind::Invalid);
         }
+        let dotted = Error::invalid(
+            "Catalog Error: Table with name \"a.b\" does not exist because schema \"a\" does not exist.",
+        );
+        let names = ["a.b".to_owned()];
+        let error =
+            said_of_missing(&dotted, missing_table(&dotted).expect("a table"), &names, true);
+        assert!(error.message().ends_with("\nIt needs double quotes: \"a.b\""), "{error}");
         let stored = "Catalog Error: Table with name \"stored.x\" does not exist because schema \"stored\" does not exist.";
         let error = Error::invalid(stored);
         let name = missing_table(&error).expect("a table");
         let error = said_of_missing(&error, name, &[], false);
         assert_eq!(error.message(), format!("{stored}\nTopics are not stored here: see --persist"));
-        assert_eq!(near("ord", &names), ["\"orders\"", "\"Orders_1\"", "\"ordering\""]);
+        assert_eq!(near("ord", &orders), ["\"orders\"", "\"Orders_1\"", "\"ordering\""]);
         assert_eq!(missing_table(&Error::invalid("Binder Error: x")), None);
     }
 }

@@ -2,6 +2,7 @@
 //! changed that it was made of.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,9 @@ const AGE_MAX: Duration = Duration::from_secs(1);
 
 /// What an answer counts for in the cache beside its bytes.
 const ENTRY_BYTES: usize = 1024;
+
+/// What is said of an answer that cannot be held.
+const TOO_LARGE: &str = "the answer has more than";
 
 /// Names that an error lists.
 const NAMES_MAX: usize = 20;
@@ -69,7 +73,8 @@ pub struct Held {
     origin: Origin,
     /// When it was asked for.
     began: Instant,
-    bytes: usize,
+    /// Of the rows, and of what was made of them.
+    bytes: AtomicUsize,
     /// By format, once somebody wants it.
     encoded: [OnceLock<Bytes>; RowsFormat::ALL.len()],
 }
@@ -90,7 +95,7 @@ impl Held {
             batches.push(batch);
         }
         let (schema, origin) = (answer.schema.clone(), answer.origin.clone());
-        let encoded = Default::default();
+        let (bytes, encoded) = (AtomicUsize::new(bytes), Default::default());
         Ok(Self { schema, batches, origin, began, bytes, encoded })
     }
 
@@ -112,15 +117,26 @@ impl Held {
         }
         out.extend(writer.end()?);
         let made = Bytes::from(out);
-        Ok(place.map_or(made.clone(), |place| place.get_or_init(|| made).clone()))
+        let held = || {
+            self.bytes.fetch_add(made.len(), Ordering::Relaxed);
+            made.clone()
+        };
+        Ok(place.map_or(made.clone(), |place| place.get_or_init(held).clone()))
     }
+}
+
+fn key_of(name: &str, values: &Values) -> Key {
+    (name.to_owned(), format!("{values:?}"))
+}
+
+/// Whether an error is [`too_large`].
+pub fn is_too_large(error: &Error) -> bool {
+    error.kind() == ErrorKind::Exhausted && error.message().starts_with(TOO_LARGE)
 }
 
 /// The error for an answer that is larger than `bytes_max`.
 pub fn too_large(bytes_max: usize) -> Error {
-    let why = format!(
-        "the answer has more than {bytes_max} bytes: ask for less, or see sql-result-limit"
-    );
+    let why = format!("{TOO_LARGE} {bytes_max} bytes: ask for less, or see sql-result-limit");
     Error::new(ErrorKind::Exhausted, why)
 }
 
@@ -145,7 +161,8 @@ impl Queries {
             by_name.insert(name, Named { settings, from_cache, from_run });
         }
         let weight = |(name, values): &Key, entry: &Arc<Entry>| {
-            let bytes = entry.last.lock().as_ref().map_or(0, |held| held.bytes);
+            let bytes =
+                entry.last.lock().as_ref().map_or(0, |held| held.bytes.load(Ordering::Relaxed));
             u32::try_from(bytes + name.len() + values.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
         };
         let ages = by_name.values().filter_map(|query| query.settings.max_age);
@@ -192,6 +209,24 @@ impl Queries {
         Held::gather(answer, began, self.result_bytes_max).await
     }
 
+    /// The answer of the query `name` with these parameters in a format, see [`ask`](Self::ask).
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask), and those of [`Held::encoded`].
+    pub async fn answer(&self, name: &str, values: &Values, format: RowsFormat) -> Result<Bytes> {
+        let held = self.ask(name, values).await?;
+        let before = held.bytes.load(Ordering::Relaxed);
+        let body = held.encoded(format, self.result_bytes_max)?;
+        let key = key_of(name, values);
+        if held.bytes.load(Ordering::Relaxed) != before
+            && let Some(entry) = self.answers.get(&key)
+        {
+            // So that it is weighed with that.
+            self.answers.insert(key, entry);
+        }
+        Ok(body)
+    }
+
     /// The answer of the query `name` with these parameters, as it is now; where the query has a maximal age, as it was at
     /// most that long ago.
     ///
@@ -201,7 +236,7 @@ impl Queries {
         let Some(query) = self.by_name.get(name) else { return Err(self.unknown(name)) };
         let asked = Instant::now();
         let age_max = query.settings.max_age.map_or(Duration::ZERO, |Span(age)| age);
-        let key = (name.to_owned(), format!("{values:?}"));
+        let key = key_of(name, values);
         let entry = self.answers.get_with_by_ref(&key, Arc::default);
         let good = || {
             let held = entry.last.lock().clone()?;

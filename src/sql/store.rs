@@ -218,6 +218,11 @@ impl Store {
         self.write(|writer| positions(writer, topic))
     }
 
+    /// Where `topic` goes on, without asking the file; `None` if nothing of it is stored.
+    pub fn next(&self, topic: &str) -> Option<Positions> {
+        self.nexts.lock().get(topic).cloned()
+    }
+
     /// Where each topic goes on, that anything is stored of, without asking the file.
     pub fn nexts(&self) -> Nexts {
         self.nexts.lock().clone()
@@ -392,7 +397,16 @@ impl Store {
 
     /// Runs a statement; returns how many rows it has changed.
     fn execute(&self, sql: &str) -> Result<u64> {
-        self.write(|writer| writer.execute(sql, []).map(|rows| rows as u64).map_err(failed))
+        self.write(|writer| {
+            let changed = writer.execute(sql, []).map(|rows| rows as u64).map_err(failed);
+            // It commits as well, see `change`.
+            if let Err(error) = &changed
+                && error.kind() == ErrorKind::Exhausted
+            {
+                self.give_up(error);
+            }
+            changed
+        })
     }
 
     /// Bytes of the file that are in use.

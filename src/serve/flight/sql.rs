@@ -31,10 +31,10 @@ use prost::Message;
 use super::pieces::Pieces;
 use super::put::Incoming;
 use super::read::schema_message;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::sql::duck::Parameter;
 use crate::sql::engine::{Described, Engine, Parameters};
-use crate::sql::queries::{Held, Queries, Values};
+use crate::sql::queries::{Held, Queries, Values, is_too_large};
 use named::Asked;
 use prepared::{Prepared, Statements, row_of};
 use question::{Promise, Question};
@@ -205,7 +205,7 @@ impl Sql {
             Parameters::Positional(_) => return Ok(None),
         };
         match self.queries.ask(name, &values).await {
-            Err(error) if error.kind() == ErrorKind::Exhausted => Ok(None),
+            Err(error) if is_too_large(&error) => Ok(None),
             held => held.map(Some),
         }
     }

@@ -224,8 +224,7 @@ async fn ask(state: &HttpState, name: &str, asked: Asked, headers: &HeaderMap) -
             (1..).map(|at: usize| at.to_string()).zip(values).collect()
         }
     };
-    let held = state.queries.ask(name, &values).await?;
-    let body = held.encoded(format, state.queries.result_bytes_max())?;
+    let body = state.queries.answer(name, &values, format).await?;
     Ok(([(header::CONTENT_TYPE, content_type(format))], body).into_response())
 }
 

@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 pub enum Kind {
     /// It answers rows and changes nothing.
     Reads,
+    /// It says how another one runs, or runs it.
+    Explains,
     /// Anything else.
     Other,
 }
@@ -119,8 +121,8 @@ impl<'c> Prepared<'c> {
     pub fn kind(&self) -> Kind {
         // SAFETY: the statement is there.
         match unsafe { ffi::duckdb_prepared_statement_type(self.raw) } {
-            ffi::duckdb_statement_type_DUCKDB_STATEMENT_TYPE_SELECT
-            | ffi::duckdb_statement_type_DUCKDB_STATEMENT_TYPE_EXPLAIN => Kind::Reads,
+            ffi::duckdb_statement_type_DUCKDB_STATEMENT_TYPE_SELECT => Kind::Reads,
+            ffi::duckdb_statement_type_DUCKDB_STATEMENT_TYPE_EXPLAIN => Kind::Explains,
             _ => Kind::Other,
         }
     }

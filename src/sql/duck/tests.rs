@@ -106,13 +106,21 @@ fn what_changes_something_is_told_apart() {
         "from t",
         "with a as (select 1) from a",
         "values (1)",
-        "explain select 1",
         "describe t",
         "show tables",
         "summarize t",
         "table t",
     ] {
         assert_eq!(connection.prepare(sql).map(|one| one.kind()).ok(), Some(Kind::Reads), "{sql}");
+    }
+}
+
+#[test]
+fn what_explains_is_told_apart() {
+    let connection = connect();
+    for sql in ["explain select 1", "explain analyze select 1"] {
+        let kind = connection.prepare(sql).map(|one| one.kind());
+        assert_eq!(kind.ok(), Some(Kind::Explains), "{sql}");
     }
 }
 

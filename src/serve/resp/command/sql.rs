@@ -35,10 +35,7 @@ pub fn call(client: &mut Client, args: &[&[u8]], out: &mut Output) -> Outcome {
         Err(error) => return refused(&error, out),
     };
     let queries = client.gateway.queries.clone();
-    answered(async move {
-        let held = queries.ask(&name, &values).await?;
-        held.encoded(format, queries.result_bytes_max()).map(Value::Shared)
-    })
+    answered(async move { queries.answer(&name, &values, format).await.map(Value::Shared) })
 }
 
 /// The name of a query, its parameters, and the format of the answer.

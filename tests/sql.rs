@@ -241,6 +241,34 @@ async fn questions_have_limits() {
     assert_eq!(rows, [json!({"one": 1})]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn beneath_a_null_everything_is_null() {
+    let kafka = Kafka::with(&[("t", 1)]);
+    for record in [r#"{"v":2,"o":{"x":1}}"#, "bad", r#"{"v":3,"o":null}"#] {
+        kafka.put("t", 0, record);
+    }
+    let sql = Sql::start(&kafka, LIMITS);
+    sql.stream("t", 3).await;
+    let question = "select \"offset\" as n, error is null as good, error.message is null as silent, \
+                    error.payload is null as whole, payload.v, payload.o.x is null as none from t order by 1";
+    let row = |n: i64, is_good: bool, v: Value, is_none: bool| json!({"n": n, "good": is_good, "silent": is_good, "whole": is_good, "v": v, "none": is_none});
+    let expected = [
+        row(0, true, json!(2), false),
+        row(1, false, Value::Null, true),
+        row(2, true, json!(3), true),
+    ];
+    // JSON leaves nulls out here.
+    let without_nulls = |row: &Value| {
+        let row = row.as_object().expect("a row").clone();
+        Value::Object(row.into_iter().filter(|(_, value)| !value.is_null()).collect())
+    };
+    let rows = sql.rows(question).await.expect("rows");
+    assert_eq!(
+        rows.iter().map(without_nulls).collect::<Vec<_>>(),
+        expected.iter().map(without_nulls).collect::<Vec<_>>()
+    );
+}
+
 /// What a scan allocates fails with an exception of DuckDB's, which must not reach Rust: the process would end.
 #[tokio::test(flavor = "multi_thread")]
 async fn scans_that_find_no_memory_are_errors() {

@@ -338,7 +338,10 @@ fn queries_are_checked_at_the_start() {
     let kafka = candy();
     let karrow = karrow(
         &kafka,
-        &[("later", "select payload.x from candy join other using (partition)", None)],
+        &[
+            ("later", "select payload.x from candy join other using (partition)", None),
+            ("of_texts", "select sum(payload.name) from candy where payload.id > $id", None),
+        ],
     );
     assert_eq!(karrow.get("/v1/queries/later").0, 400);
 }

@@ -27,6 +27,14 @@ const FUNCTIONS: &str = "system.main";
 /// How often it is looked again because a table has changed meanwhile.
 const LOOKS_MAX: usize = 20;
 
+/// What is said of a topic that another one's name was taken for.
+const OTHER_NAME: &str = "the topic";
+
+/// Whether an error is that of [`Catalog::check_names`].
+pub fn is_of_another_name(error: &Error) -> bool {
+    error.message().starts_with(OTHER_NAME)
+}
+
 /// See the top of this file.
 pub struct Catalog {
     streams: Arc<Streams>,
@@ -81,19 +89,6 @@ impl Catalog {
         self.views.lock().values().map(|views| views.name.clone()).collect()
     }
 
-    /// Whether a table is there, and its topic's payload was seen.
-    pub fn knows_columns_of(&self, name: &str) -> bool {
-        let has_payload = |columns: &SchemaRef| {
-            let payload = columns.field_with_name("payload");
-            payload.is_ok_and(|payload| payload.data_type() != &DataType::Binary)
-        };
-        self.views.lock().values().any(|views| {
-            let table = views.table.as_ref().map(|table| &table.columns);
-            views.name.eq_ignore_ascii_case(name)
-                && views.window.iter().chain(table).any(has_payload)
-        })
-    }
-
     /// Refuses a statement that spells a topic which is called otherwise: it would read the one that differs from it in upper
     /// and lower case only.
     ///
@@ -111,7 +106,7 @@ impl Catalog {
         match views.iter().filter(is_other).find(|(topic, _)| is_meant(topic)) {
             None => Ok(()),
             Some((topic, Views { name, .. })) => Err(Error::invalid(format!(
-                "the topic '{topic}' is called {} here, because SQL does not tell upper from lower case",
+                "{OTHER_NAME} '{topic}' is called {} here, because SQL does not tell upper from lower case",
                 quoted(name)
             ))),
         }
@@ -393,7 +388,12 @@ fn names(
         let free = names.find(|name| taken.insert(lower(name)));
         free.unwrap_or_default()
     };
-    topics.iter().map(|topic| name_of(topic)).collect()
+    // `orders` before `Orders`, whoever comes first.
+    let mut in_order: Vec<&Arc<str>> = topics.iter().copied().collect();
+    in_order.sort_by_key(|topic| (lower(topic), std::cmp::Reverse(*topic)));
+    let mut named: BTreeMap<&Arc<str>, String> =
+        in_order.into_iter().map(|topic| (topic, name_of(topic))).collect();
+    topics.iter().map(|topic| named.remove(*topic).unwrap_or_default()).collect()
 }
 
 impl Views {

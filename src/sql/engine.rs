@@ -17,7 +17,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, is_of_another_name};
 use super::duck::{Connection, Database, Kind, Parameter, Prepared, class, located};
 use super::forbidden::{Forbidden, not_reading};
 use super::live::{LIVE, LiveScan, Seeing, TAIL};
@@ -254,32 +254,22 @@ impl Engine {
         origin.commits == self.catalog.commits() && origin.windows.iter().all(is_seen)
     }
 
-    /// Checks a statement whose tables may not be there yet.
+    /// Checks a statement. Returns why it cannot be answered now, where its tables are the reason: topics and columns come and
+    /// change with what is produced.
     ///
     /// # Errors
-    /// It is none that reads, or its syntax is wrong.
-    pub async fn check(self: &Arc<Self>, sql: String) -> Result<()> {
-        match self.describe(sql.clone()).await {
-            // Of a topic of which nothing was seen, neither the table nor its columns are known.
-            Err(error) if is_of_a_table(&error) => {
-                let engine = self.clone();
-                let checked = move || {
-                    engine.with_connection(|connection| engine.checked(connection, &sql, &error))
-                };
-                blocking(checked).await
-            }
-            described => described.map(|_| ()),
+    /// It is none that reads, its syntax is wrong, or no topic could make it right.
+    pub async fn check(self: &Arc<Self>, sql: String) -> Result<Option<Error>> {
+        let error = match self.describe(sql.clone()).await {
+            Err(error) if is_of_a_table(&error) => error,
+            described => return described.map(|_| None),
+        };
+        let engine = self.clone();
+        let names = blocking(move || engine.with_connection(|one| one.table_names(&sql))).await?;
+        match names.ok_or_else(not_reading)?.is_empty() {
+            true => Err(error),
+            false => Ok(Some(error)),
         }
-    }
-
-    /// Lets a statement pass that fails because of what may still come.
-    fn checked(&self, connection: &Connection, sql: &str, error: &Error) -> Result<()> {
-        let names = connection.table_names(sql)?.ok_or_else(not_reading)?;
-        if names.iter().all(|name| self.catalog.knows_columns_of(name)) {
-            return Err(error.clone());
-        }
-        tracing::debug!(%error, "a query whose tables are not there yet");
-        Ok(())
     }
 
     /// What is known of a statement before it runs.
@@ -637,9 +627,11 @@ fn label(outcome: &Result<()>, running: &Running) -> &'static str {
     }
 }
 
-/// Whether a table is not there, or not with the columns that are wanted.
+/// Whether a table is not there, not by this name, or not with the columns that are wanted.
 fn is_of_a_table(error: &Error) -> bool {
-    class(error) == "Binder" || error.message().starts_with("Catalog Error: Table")
+    class(error) == "Binder"
+        || error.message().starts_with("Catalog Error: Table")
+        || is_of_another_name(error)
 }
 
 /// Whether another query has made the views anew since they were looked after.

@@ -153,8 +153,12 @@ impl Queries {
     ) -> Result<Self> {
         let mut by_name = BTreeMap::new();
         for (name, settings) in settings {
-            if let Err(error) = engine.check(settings.sql.clone()).await {
-                return Err(Error::invalid(format!("queries.{name}: {}", error.message())));
+            let checked = engine.check(settings.sql.clone()).await;
+            let checked = checked
+                .map_err(|error| Error::invalid(format!("queries.{name}: {}", error.message())))?;
+            if let Some(error) = checked {
+                let why = error.message().lines().next().unwrap_or_default();
+                tracing::warn!(query = %name, %why, "a query that cannot be answered now");
             }
             let counter = |source| metrics.named_queries.with_label_values(&[&*name, source]);
             let (from_cache, from_run) = (counter("cache"), counter("run"));

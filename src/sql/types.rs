@@ -22,7 +22,8 @@ use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array, ListArray, MapArray,
     RecordBatch, RecordBatchOptions, StructArray, new_null_array,
 };
-use arrow::compute::{CastOptions, cast_with_options};
+use arrow::buffer::NullBuffer;
+use arrow::compute::{CastOptions, cast_with_options, nullif};
 use arrow::datatypes::{
     DataType, Field, FieldRef, Fields, IntervalDayTimeType, IntervalMonthDayNanoType, IntervalUnit,
     IntervalYearMonthType, Schema, SchemaRef, TimeUnit,
@@ -109,7 +110,11 @@ fn stored_type(data_type: &DataType) -> DataType {
         Struct(fields) if fields.is_empty() => {
             Struct(Fields::from(vec![Field::new(NOTHING, Boolean, true)]))
         }
-        Struct(fields) => Struct(stored_fields(fields)),
+        // Beneath a struct that is null each of them is.
+        Struct(fields) => {
+            let nullable = |field: &FieldRef| field.as_ref().clone().with_nullable(true);
+            Struct(stored_fields(fields).iter().map(nullable).collect())
+        }
         other => other.clone(),
     }
 }
@@ -128,7 +133,7 @@ fn stored_entries(entries: &FieldRef) -> FieldRef {
 /// A value that does not fit, which the types rule out.
 pub fn stored_array(array: &ArrayRef, stored: &DataType) -> Result<ArrayRef> {
     let from = array.data_type();
-    if from == stored {
+    if from == stored && !from.is_nested() {
         return Ok(array.clone());
     }
     let internal = |error: arrow::error::ArrowError| Error::internal(error.to_string());
@@ -137,12 +142,12 @@ pub fn stored_array(array: &ArrayRef, stored: &DataType) -> Result<ArrayRef> {
             let array = array.as_struct();
             let columns: Vec<ArrayRef> = match array.num_columns() {
                 0 => vec![Arc::new(BooleanArray::new_null(array.len()))],
-                _ => array
-                    .columns()
-                    .iter()
-                    .zip(fields)
-                    .map(|(column, field)| stored_array(column, field.data_type()))
-                    .collect::<Result<_>>()?,
+                _ => {
+                    let stored = |(column, field): (&ArrayRef, &FieldRef)| {
+                        stored_array(&beneath(array.nulls(), column)?, field.data_type())
+                    };
+                    array.columns().iter().zip(fields).map(stored).collect::<Result<_>>()?
+                }
             };
             let built = StructArray::try_new_with_length(
                 fields.clone(),
@@ -177,6 +182,15 @@ pub fn stored_array(array: &ArrayRef, stored: &DataType) -> Result<ArrayRef> {
         }
         (DataType::Interval(unit), _) => Ok(interval(array, unit, stored)),
         _ => cast(array, stored),
+    }
+}
+
+/// A field of structs, null where they are: Arrow does not care what it has there, DuckDB shows it.
+fn beneath(nulls: Option<&NullBuffer>, column: &ArrayRef) -> Result<ArrayRef> {
+    match nulls.filter(|nulls| nulls.null_count() > 0) {
+        None => Ok(column.clone()),
+        Some(nulls) => nullif(column, &BooleanArray::new(!nulls.inner(), None))
+            .map_err(|error| Error::internal(error.to_string())),
     }
 }
 

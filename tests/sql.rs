@@ -274,10 +274,10 @@ async fn beneath_a_null_everything_is_null() {
 async fn scans_that_find_no_memory_are_errors() {
     let kafka = Kafka::with(&[("wide", 1)]);
     let record = |n: usize| format!(r#"{{"n":{n},"pad":"{}"}}"#, "x".repeat(200 + n % 100));
-    kafka.put_all("wide", 0, (0..20_000).map(record));
+    kafka.put_all("wide", 0, (0..10_000).map(record));
     let limits = SqlLimits { memory_bytes_max: 64 << 20, ..LIMITS };
     let sql = Arc::new(Sql::start(&kafka, limits));
-    sql.stream("wide", 20_000).await;
+    sql.stream("wide", 10_000).await;
     let scan = "select count(*) as n, max(payload.pad) is not null as has from live.wide";
     let hungry =
         "select count(*) as n from (select distinct i, md5(i::varchar) from range(2000000) t(i))";
@@ -294,7 +294,7 @@ async fn scans_that_find_no_memory_are_errors() {
         .collect();
     while hogs.iter().any(|hog| !hog.is_finished()) {
         match sql.rows(scan).await {
-            Ok(rows) => assert_eq!(rows, [json!({"n": 20_000, "has": true})]),
+            Ok(rows) => assert_eq!(rows, [json!({"n": 10_000, "has": true})]),
             Err(error) => assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}"),
         }
     }

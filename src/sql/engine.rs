@@ -394,7 +394,7 @@ impl Engine {
         self.runtime.spawn_blocking(move || {
             let _held = (held, watch);
             let metrics = &engine.metrics;
-            let _counted = Counted::new(&metrics.sql_running);
+            let counted = Counted::new(&metrics.sql_running);
             let began = Instant::now();
             let mut client = Client { say, running, place, waited: Duration::ZERO };
             let outcome = engine.answer(&sql, &parameters, &mut client);
@@ -402,8 +402,11 @@ impl Engine {
             metrics.sql_seconds.observe(began.elapsed().as_secs_f64());
             let became = label(&outcome, &client.running);
             metrics.sql_queries.with_label_values(&[became]).inc();
-            // Who has gone does not want to know.
-            let _ = client.say.blocking_send(outcome.map(|()| Said::End));
+            drop(counted);
+            client.place.leave();
+            // Who has gone does not want to know; whoever takes nothing misses the end, and knows by that.
+            let last = client.say.send(outcome.map(|()| Said::End));
+            let _ = engine.runtime.block_on(tokio::time::timeout(engine.limits.time_max, last));
         });
         match said.recv().await {
             Some(Ok(Said::Columns(schema, origin))) => {
